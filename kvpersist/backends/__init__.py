@@ -1,0 +1,199 @@
+"""The protocol every store is reached through, and what the modules of this package share.
+
+A backend is one module with one class.  It keeps text keys in ascending bytewise order and bytes as
+values, and does four things: `~Backend.get`, `~Backend.put`, `~Backend.scan` and `~Backend.delete`;
+a fifth, `~Backend.replace`, is compare-and-swap.  Each is a step body (see `kvpersist.steps`) and so
+serves the sync and the async face alike.  `memory.py` is the shortest example.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+from ..errors import ClosedError
+from ..steps import Step, arun, gather
+
+PAGE = 1000
+"""The most entries of a page for which no limit was given."""
+
+Mode = Literal["overwrite", "create"]
+Entry = tuple[str, "bytes | None"]
+
+
+class Page(NamedTuple):
+    """A part of a scan."""
+
+    entries: list[Entry]
+    """Keys in ascending order, each with its value where values were asked for.  A key that ends in
+    ``/`` is a child: it stands for all keys that start with it."""
+    after: str | None
+    """Where the next page goes on (`scan(after=...)`), or None if this was the last one."""
+
+
+class Backend(abc.ABC):
+    """A store.  Made with its URL and options; connects when first used.
+
+    An instance serves either the sync face or the async one (`asynchronous`), from any number of
+    threads or tasks, and can be pickled: what travels is the URL and the options.
+    """
+
+    atomic_create: ClassVar[bool] = True
+    """Whether of two concurrent `put(mode="create")` of one key exactly one wins."""
+
+    def __init__(self, url: str, *, asynchronous: bool = False, **options: Any) -> None:
+        self.url = url
+        self.asynchronous = asynchronous
+        self.options = options
+
+    @abc.abstractmethod
+    def open(self) -> Step[None]:
+        """Make what the store needs (a folder, a table), so that mistakes show now.  Idempotent."""
+
+    @abc.abstractmethod
+    def close(self) -> Step[None]:
+        """Let go of all connections."""
+
+    @abc.abstractmethod
+    def get(self, key: str) -> Step[bytes | None]:
+        """The value of a key, or None."""
+
+    def get_many(self, keys: Iterable[str]) -> Step[list[bytes | None]]:
+        """The values of several keys, in order."""
+        return gather(self.get(key) for key in keys)
+
+    @abc.abstractmethod
+    def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
+        """Store a value.  ``"create"`` stores it only where the key is absent and returns whether it did."""
+
+    @abc.abstractmethod
+    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
+        """Store `new` only where the value is still `old`, in one atomic step; returns whether it did."""
+
+    @abc.abstractmethod
+    def scan(
+        self,
+        prefix: str,
+        *,
+        after: str | None = None,
+        limit: int | None = None,
+        values: bool = False,
+        delimiter: Literal["/"] | None = None,
+    ) -> Step[Page]:
+        """The keys that start with `prefix`, ascending: those after `after`, at most `limit` of them.
+
+        With `delimiter`, keys that go on behind the next ``/`` are rolled up to one entry that ends in it.
+        With `values`, the values come along.  A page may hold fewer entries than asked for; only
+        `Page.after` says whether there are more.
+        """
+
+    @abc.abstractmethod
+    def delete(self, keys: Iterable[str]) -> Step[None]:
+        """Remove keys.  An absent one is no error."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.url, self.asynchronous, self.options)
+
+
+def _rebuilt(kind: type[Backend], url: str, asynchronous: bool, options: dict[str, Any]) -> Backend:
+    return kind(url, asynchronous=asynchronous, **options)
+
+
+C = TypeVar("C")
+
+
+class Clients(Generic[C]):
+    """The client of a backend: one a process for the sync face, one an event loop for the async face.
+
+    It is made when first asked for.  A client from before a fork is left alone, since its connection
+    is the parent's; one of a loop that has been closed is abandoned when the next one is made.
+    """
+
+    def __init__(
+        self,
+        *,
+        asynchronous: bool,
+        connect: Callable[[], Step[C]],
+        disconnect: Callable[[C], Step[None]],
+        abandon: Callable[[C], None],
+    ) -> None:
+        self._asynchronous = asynchronous
+        self._connect = connect
+        self._disconnect = disconnect
+        self._abandon = abandon
+        self._closed = False
+        self._lock = threading.Lock()
+        self._sync: C | None = None
+        self._tasks: dict[asyncio.AbstractEventLoop, asyncio.Task[C]] = {}
+        self._of_parent: list[object] = []
+        _all_clients.add(self)
+
+    def get(self) -> Step[C]:
+        """The client to use here and now."""
+        if self._closed:
+            raise ClosedError("this store was closed; open it anew")
+        if not self._asynchronous:
+            if self._sync is None:
+                with self._lock:
+                    if self._sync is None:
+                        self._sync = yield from self._connect()
+            return self._sync
+        loop = asyncio.get_running_loop()
+        task = self._tasks.get(loop)
+        if task is None:
+            self._abandon_closed_loops()
+            task = self._tasks[loop] = loop.create_task(arun(self._connected(loop)))
+        if not task.done():
+            # Shielded: one task's cancellation must not take the client from others who wait for it.
+            yield asyncio.shield(task)
+        return task.result()
+
+    def _connected(self, loop: asyncio.AbstractEventLoop) -> Step[C]:
+        try:
+            return (yield from self._connect())
+        except BaseException:
+            self._tasks.pop(loop, None)  # the next caller tries again
+            raise
+
+    def close(self) -> Step[None]:
+        """Disconnect.  From now on `get` raises `ClosedError`."""
+        self._closed = True
+        client, self._sync = self._sync, None
+        if client is not None:
+            yield from self._disconnect(client)
+        if self._asynchronous:
+            self._abandon_closed_loops()
+            task = self._tasks.pop(asyncio.get_running_loop(), None)
+            if task is not None:
+                yield from self._disconnect((yield task))
+
+    def _abandon_closed_loops(self) -> None:
+        for loop, task in list(self._tasks.items()):
+            if loop.is_closed():
+                del self._tasks[loop]
+                if task.done() and not task.cancelled() and task.exception() is None:
+                    self._abandon(task.result())
+
+    def _forget_parent(self) -> None:
+        # Kept, not dropped: what a client does when it is collected would be done to the parent's connection.
+        self._of_parent += [self._sync, self._tasks]
+        self._lock = threading.Lock()
+        self._sync = None
+        self._tasks = {}
+
+
+_all_clients: weakref.WeakSet[Clients[Any]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for clients in list(_all_clients):
+        clients._forget_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,379 @@
+"""Burr's face: persisters for ``ApplicationBuilder``.
+
+`Persister` is for sync applications (``build()``) and `AsyncPersister` for async ones (``abuild()``).
+Both drive the same `History`; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+from burr.common.types import BaseCopyable
+from burr.core.persistence import AsyncBaseStatePersister, BaseStatePersister, PersistedStateData
+from burr.core.state import State
+
+from .backends import Backend
+from .errors import ClosedError, OptionError
+from .history import ALL, All, History, OnConflict, Record
+from .records import Header, Status
+from .serde import Serde
+from .steps import arun, run
+from .urls import open_backend, redacted
+
+Self = TypeVar("Self", bound="_Face")
+
+
+class _Face(BaseCopyable):
+    """What the sync and the async persister share: how they are made, copied and sent elsewhere."""
+
+    _asynchronous: bool
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        namespace: str = "kvpersist",
+        serde_kwargs: Mapping[str, Any] | None = None,
+        on_conflict: OnConflict = "error",
+    ) -> None:
+        if backend.asynchronous is not self._asynchronous:
+            raise OptionError(f"{type(self).__name__} needs a backend with asynchronous={self._asynchronous}")
+        self._history = History(backend, namespace=namespace, serde=Serde(serde_kwargs), on_conflict=on_conflict)
+        self._is_copy = False
+        self._closed = False
+
+    @classmethod
+    def from_url(
+        cls: type[Self],
+        url: str,
+        *,
+        namespace: str = "kvpersist",
+        serde_kwargs: Mapping[str, Any] | None = None,
+        on_conflict: OnConflict = "error",
+        **options: Any,
+    ) -> Self:
+        """A persister on the store that a URL names.
+
+        Args:
+            url: such as ``sqlite:///var/lib/app/state.db``, ``file://./state`` or ``memory://``.
+            namespace: what sets these records apart from others in the same store.
+            serde_kwargs: the serializer's options; what kvpersist does not know is passed on to the
+                functions registered with Burr's serde.
+            on_conflict: what to do when a record exists with other content: ``"error"`` raises
+                `ConflictError`, ``"overwrite"`` lets the last writer win, ``"rewind"`` sets aside the old
+                record and all later ones.
+            options: the backend's own.
+
+        Raises:
+            OptionError: for a URL or an option that means nothing.
+            MissingExtraError: where the store's driver is not installed.
+        """
+        backend = open_backend(
+            url,
+            asynchronous=cls._asynchronous,
+            options=options,
+            known=("namespace", "serde_kwargs", "on_conflict"),
+        )
+        return cls(backend, namespace=namespace, serde_kwargs=serde_kwargs, on_conflict=on_conflict)
+
+    def copy(self: Self) -> Self:
+        """A persister for another thread or a sub-application, on the same connection.
+
+        Cleaning up a copy leaves the connection to the original.
+        """
+        twin = type(self)(self._history.backend, **self._settings())
+        twin._is_copy = True
+        return twin
+
+    def set_serde_kwargs(self, serde_kwargs: Mapping[str, Any] | None) -> None:
+        """Choose how records are written from now on.  What was written before stays readable."""
+        self._history.serde = Serde(serde_kwargs)
+
+    def _settings(self) -> dict[str, Any]:
+        history = self._history
+        return {
+            "namespace": history.namespace,
+            "serde_kwargs": history.serde.serde_kwargs,
+            "on_conflict": history.on_conflict,
+        }
+
+    @property
+    def _open_history(self) -> History:
+        if self._closed:
+            raise ClosedError(f"{self!r} was cleaned up; make a new one")
+        return self._history
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self._history.backend, self._settings())
+
+    def __repr__(self) -> str:
+        history = self._history
+        return (
+            f"{type(self).__name__}({redacted(history.backend.url)!r}, namespace={history.namespace!r}, "
+            f"on_conflict={history.on_conflict!r})"
+        )
+
+
+def _rebuilt(kind: Callable[..., Any], backend: Backend, settings: dict[str, Any]) -> Any:
+    return kind(backend, **settings)
+
+
+class Persister(_Face, BaseStatePersister):
+    """Saves and loads the state of a sync Burr application.
+
+    ::
+
+        persister = Persister.from_url("sqlite://./state.db")
+        app = (
+            ApplicationBuilder()
+            ...
+            .initialize_from(persister, resume_at_next_action=True, default_state={}, default_entrypoint="start")
+            .with_state_persister(persister)
+            .with_identifiers(app_id="chat-1", partition_key="user-1")
+            .build()
+        )
+
+    One persister may be used by many threads at once, and sent to other processes.
+    """
+
+    _asynchronous = False
+
+    def initialize(self) -> None:
+        """Make what the store needs.  Not required: the first use does it too."""
+        run(self._open_history.backend.open())
+
+    def is_initialized(self) -> bool:
+        """True, or the error for which the store cannot be used."""
+        self.initialize()
+        return True
+
+    def save(
+        self,
+        partition_key: str | None,
+        app_id: str,
+        sequence_id: int,
+        position: str,
+        state: State[Any],
+        status: Status,
+        **kwargs: Any,
+    ) -> None:
+        """Store the state after a step.
+
+        Saving the same again is no error, and a failed record gives way to a completed one.
+
+        Raises:
+            ConflictError: the record exists with other content, and `on_conflict` is ``"error"``.
+            SerializationError: a value would not come back exactly; nothing was written.
+            InvalidIdError: an id that no record can have; nothing was written.
+            StoreError: the store refused or failed.
+        """
+        run(self._open_history.save(partition_key, app_id, sequence_id, position, _fields(state), status))
+
+    def load(
+        self,
+        partition_key: str | None,
+        app_id: str | None,
+        sequence_id: int | None = None,
+        *,
+        include_failed: bool = False,
+        **kwargs: Any,
+    ) -> PersistedStateData | None:
+        """The latest completed state of an app, or None.
+
+        Args:
+            app_id: None asks for the app that was written last in the partition.
+            sequence_id: asks for the state at this point, completed or failed.
+            include_failed: lets the latest state be that of a failed step.
+
+        Raises:
+            CorruptRecordError: the stored record was cut or changed.
+            DeserializationError: it holds what this persister cannot or may not rebuild.
+            StoreError: the store refused or failed.
+        """
+        return _loaded(run(self._open_history.load(partition_key, app_id, sequence_id, include_failed=include_failed)))
+
+    def list_app_ids(self, partition_key: str | None, **kwargs: Any) -> list[str]:
+        """The app ids of a partition, in key order."""
+        return run(self._open_history.list_app_ids(partition_key))
+
+    def list_partitions(self) -> list[str | None]:
+        """The partition keys that have apps, in key order."""
+        return run(self._open_history.list_partitions())
+
+    def history(self, partition_key: str | None, app_id: str, *, include_set_aside: bool = False) -> Iterator[Header]:
+        """An app's records without their states, newest first; with those a rewind set aside, on request."""
+        after: str | None = None
+        while True:
+            page = run(
+                self._open_history.headers(partition_key, app_id, after=after, include_set_aside=include_set_aside)
+            )
+            yield from page.headers
+            after = page.after
+            if after is None:
+                return
+
+    def rewind(self, partition_key: str | None, app_id: str, sequence_id: int) -> int:
+        """Go back: set aside all records newer than a sequence id; returns how many there were."""
+        return run(self._open_history.rewind(partition_key, app_id, sequence_id))
+
+    def delete_app(self, partition_key: str | None, app_id: str) -> int:
+        """Remove an app whole; returns how many records there were."""
+        return run(self._open_history.delete_app(partition_key, app_id))
+
+    def prune(
+        self,
+        partition_key: str | All | None = ALL,
+        app_id: str | All = ALL,
+        *,
+        keep_last: int | None = None,
+        older_than: dt.timedelta | dt.datetime | None = None,
+    ) -> int:
+        """Remove old records of an app, a partition or (by default) the whole namespace.
+
+        Args:
+            keep_last: how many completed records of each app stay, the newest, with the failed ones among
+                them; 1 if only `older_than` is given, so that every app can still be resumed.
+            older_than: an age, or a time with a time zone; younger records stay.
+
+        Returns:
+            How many records were removed.
+        """
+        return run(self._open_history.prune(partition_key, app_id, keep_last=keep_last, older_than=older_than))
+
+    def cleanup(self) -> None:
+        """Close the connection.  A persister that was cleaned up raises `ClosedError` when used."""
+        if not self._closed and not self._is_copy:
+            run(self._history.backend.close())
+        self._closed = True
+
+    close = cleanup
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cleanup()
+
+
+class AsyncPersister(_Face, AsyncBaseStatePersister):
+    """Saves and loads the state of an async Burr application; the async twin of `Persister`.
+
+    One persister may be used by many tasks at once, and on more than one event loop.
+    """
+
+    _asynchronous = True
+
+    async def initialize(self) -> None:
+        """See `Persister.initialize`."""
+        await arun(self._open_history.backend.open())
+
+    async def is_initialized(self) -> bool:
+        """See `Persister.is_initialized`."""
+        await self.initialize()
+        return True
+
+    async def save(
+        self,
+        partition_key: str | None,
+        app_id: str,
+        sequence_id: int,
+        position: str,
+        state: State[Any],
+        status: Status,
+        **kwargs: Any,
+    ) -> None:
+        """See `Persister.save`."""
+        await arun(self._open_history.save(partition_key, app_id, sequence_id, position, _fields(state), status))
+
+    async def load(
+        self,
+        partition_key: str | None,
+        app_id: str | None,
+        sequence_id: int | None = None,
+        *,
+        include_failed: bool = False,
+        **kwargs: Any,
+    ) -> PersistedStateData | None:
+        """See `Persister.load`."""
+        return _loaded(
+            await arun(self._open_history.load(partition_key, app_id, sequence_id, include_failed=include_failed))
+        )
+
+    async def list_app_ids(self, partition_key: str | None, **kwargs: Any) -> list[str]:
+        """See `Persister.list_app_ids`."""
+        return await arun(self._open_history.list_app_ids(partition_key))
+
+    async def list_partitions(self) -> list[str | None]:
+        """See `Persister.list_partitions`."""
+        return await arun(self._open_history.list_partitions())
+
+    async def history(
+        self, partition_key: str | None, app_id: str, *, include_set_aside: bool = False
+    ) -> AsyncIterator[Header]:
+        """See `Persister.history`."""
+        after: str | None = None
+        while True:
+            page = await arun(
+                self._open_history.headers(partition_key, app_id, after=after, include_set_aside=include_set_aside)
+            )
+            for header in page.headers:
+                yield header
+            after = page.after
+            if after is None:
+                return
+
+    async def rewind(self, partition_key: str | None, app_id: str, sequence_id: int) -> int:
+        """See `Persister.rewind`."""
+        return await arun(self._open_history.rewind(partition_key, app_id, sequence_id))
+
+    async def delete_app(self, partition_key: str | None, app_id: str) -> int:
+        """See `Persister.delete_app`."""
+        return await arun(self._open_history.delete_app(partition_key, app_id))
+
+    async def prune(
+        self,
+        partition_key: str | All | None = ALL,
+        app_id: str | All = ALL,
+        *,
+        keep_last: int | None = None,
+        older_than: dt.timedelta | dt.datetime | None = None,
+    ) -> int:
+        """See `Persister.prune`."""
+        return await arun(self._open_history.prune(partition_key, app_id, keep_last=keep_last, older_than=older_than))
+
+    async def cleanup(self) -> None:
+        """See `Persister.cleanup`."""
+        if not self._closed and not self._is_copy:
+            await arun(self._history.backend.close())
+        self._closed = True
+
+    close = cleanup
+
+    async def __aenter__(self: Self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.cleanup()
+
+
+def _fields(state: Any) -> Mapping[str, Any]:
+    if not isinstance(state, Mapping):
+        raise OptionError(f"the state must be a Burr State or another mapping, not a {type(state).__name__}")
+    return state
+
+
+def _loaded(record: Record | None) -> PersistedStateData | None:
+    if record is None:
+        return None
+    header = record.header
+    return PersistedStateData(
+        partition_key=cast(str, header.partition_key),  # Burr's type forgets that it may be None
+        app_id=header.app_id,
+        sequence_id=header.sequence_id,
+        position=header.position,
+        state=State(record.state),
+        created_at=header.created_at,
+        status=header.status,
+    )
