@@ -111,10 +111,7 @@ class History:
         if self.on_conflict == "rewind" and sequence_id <= self._newest.get(app, keys.MAX_SEQUENCE_ID):
 
             def stays(stored_key: str, stored: bytes) -> bool:
-                if stored_key != key:
-                    return False
-                header, stored_payload = records.decode(stored, key, record)
-                return header.status == "failed" or self._same(header, stored_payload, status, payload)
+                return stored_key == key and bool(self._settled(*records.decode(stored, key, record), status, payload))
 
             yield from self._set_aside(app, sequence_id, stays)
         won = yield from self.backend.put(key, value, "create")
@@ -124,9 +121,10 @@ class History:
                 won = yield from self.backend.put(key, value, "create")
                 continue
             header, stored_payload = records.decode(stored, key, record)
-            if self._same(header, stored_payload, status, payload):
-                return  # the retry of a save whose answer was lost
-            if header.status != "failed" or status != "completed":
+            settled = self._settled(header, stored_payload, status, payload)
+            if settled == "same":
+                break
+            if settled is None:
                 raise ConflictError(
                     f"{record}: a {header.status} record with other content is stored already (made "
                     f"{header.created_at}); nothing was changed. Another worker may be running this app. To go "
@@ -143,7 +141,7 @@ class History:
         self._newest.pop(app, None)
         return (yield from self._set_aside(app, sequence_id + 1))
 
-    def _set_aside(self, app: str, first: int, keep: Callable[[str, bytes], bool] = lambda *_: False) -> Step[int]:
+    def _set_aside(self, app: str, first: int, stays: Callable[[str, bytes], bool] = lambda *_: False) -> Step[int]:
         """Move the live records from a sequence id on to a folder of their own, the newest first.
 
         Each is copied before it is removed.  A crash in between leaves a shorter history and some records in
@@ -176,8 +174,13 @@ class History:
             self._newest.clear()
         self._newest[app] = sequence_id
 
-    def _same(self, header: Header, stored: bytes, status: Status, payload: bytes) -> bool:
-        return header.status == status and header.serializer == self.serde.writer.name and stored == payload
+    def _settled(
+        self, header: Header, stored: bytes, status: Status, payload: bytes
+    ) -> Literal["same", "gives way"] | None:
+        """What the record stored under a new one's key means for it; None is a conflict."""
+        if header.status == status and header.serializer == self.serde.writer.name and stored == payload:
+            return "same"  # the retry of a save whose answer was lost
+        return "gives way" if header.status == "failed" and status == "completed" else None
 
     # Reading
 
