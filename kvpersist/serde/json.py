@@ -333,7 +333,7 @@ _ENCODERS: dict[type, _Encoder] = {
     dt.timedelta: lambda self, value, path, depth: _tag("timedelta", [value.days, value.seconds, value.microseconds]),
     decimal.Decimal: lambda self, value, path, depth: _tag("Decimal", str(value)),
     uuid.UUID: lambda self, value, path, depth: _tag("UUID", str(value)),
-    complex: lambda self, value, path, depth: _tag("complex", [repr(value.real), repr(value.imag)]),
+    complex: lambda self, value, path, depth: _tag("complex", [_signed(value.real), _signed(value.imag)]),
 }
 
 _DECODERS: dict[str, _Decoder] = {

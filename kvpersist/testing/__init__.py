@@ -1,0 +1,27 @@
+"""The contract suites: what every backend, persister and serializer must do.
+
+A test module for a backend is a fixture that names a new, empty store, and the classes::
+
+    import pytest
+    from kvpersist.testing import BackendContract, PersisterContract
+
+    @pytest.fixture
+    def url(tmp_path):
+        return f"mystore://{tmp_path}"
+
+    class TestBackend(BackendContract):
+        pass
+
+    class TestPersister(PersisterContract):
+        pass
+
+Every test runs with the sync face and with the async one.  Needs the extra ``kvpersist[testing]``.
+"""
+
+from .backend import BackendContract
+from .faces import Blocking, Face
+from .model import StoreMachine
+from .persister import PersisterContract
+from .serializer import SerializerContract
+
+__all__ = ["BackendContract", "Blocking", "Face", "PersisterContract", "SerializerContract", "StoreMachine"]

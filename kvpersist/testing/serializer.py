@@ -1,0 +1,215 @@
+"""The contract of a serializer: a state comes back exactly, or is an error that names the path."""
+
+from __future__ import annotations
+
+import collections
+import datetime as dt
+import decimal
+import math
+import uuid
+import zoneinfo
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvpersist import DeserializationError, SerializationError
+
+VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    2**31,
+    2**53 + 1,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+    -(2**63) - 1,
+    2**64,
+    10**400,
+    -(10**5000),
+    0.0,
+    -0.0,
+    1.0,
+    0.1,
+    5e-324,
+    1.7976931348623157e308,
+    math.inf,
+    -math.inf,
+    math.nan,
+    -math.nan,
+    "",
+    "text",
+    "\0\t\n\u2028\x7f",
+    "é日本語😀",
+    "e\u0301",
+    "\ud800 a lone surrogate",
+    b"",
+    bytes(range(256)),
+    bytearray(b"abc"),
+    [],
+    [1, True, 1.0, "1", None],
+    [[[[]]]],
+    {},
+    {"a": {"b": [1, {"c": None}]}},
+    {"": 1},
+    {1: "int", "1": "str", 1.5: "float", None: "none", (1, 2): "tuple", b"k": "bytes"},
+    {True: "bool"},
+    {"\ud800": 1},
+    (),
+    (1, (2, [3])),
+    set(),
+    {1, "a", (2, 3)},
+    frozenset({1, frozenset({2})}),
+    collections.deque([1, 2, 3]),
+    collections.deque([1], maxlen=5),
+    collections.OrderedDict([("b", 1), ("a", 2), (3, 4)]),
+    1 + 2j,
+    complex(math.nan, -0.0),
+    decimal.Decimal("1.10"),
+    decimal.Decimal("-0"),
+    decimal.Decimal("1E+400"),
+    decimal.Decimal("NaN"),
+    uuid.UUID(int=5),
+    dt.datetime(2026, 11, 24, 6, 23, 49, 123456),
+    dt.datetime(1, 1, 1),
+    dt.datetime(2026, 11, 24, tzinfo=dt.timezone.utc),
+    dt.datetime(2026, 11, 24, tzinfo=dt.timezone(dt.timedelta(hours=-3, minutes=-30, seconds=-1))),
+    dt.datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=zoneinfo.ZoneInfo("Europe/Oslo")),
+    dt.datetime(2026, 10, 25, 2, 30, fold=1),
+    dt.date(2026, 11, 24),
+    dt.time(6, 23, 49, 7),
+    dt.time(6, 23, tzinfo=dt.timezone.utc),
+    dt.time(6, 23, tzinfo=zoneinfo.ZoneInfo("Asia/Tokyo"), fold=1),
+    dt.timedelta(days=-1, microseconds=1),
+    dt.timedelta.max,
+    # What looks like a tag, or like one of Burr's.
+    {"$kv": "tuple", "value": [1, 2]},
+    {"$kv": None},
+    {"a": "$kv"},
+    {"__burr_serde__": "pydantic", "__pydantic_class": "os.system"},
+    {"__burr_serde__": "pickle", "value": "gASVBQ=="},
+]
+
+_SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(),
+    st.text(st.characters(categories=["Cs", "Lu"]), max_size=3),
+    st.binary(),
+    st.complex_numbers(),
+    st.decimals(allow_nan=False),
+    st.uuids(),
+    st.dates(),
+    st.times(),
+    st.datetimes(timezones=st.just(dt.timezone.utc) | st.none()),
+    st.timedeltas(),
+    st.sampled_from(["$kv", "__burr_serde__"]),
+)
+_HASHABLE = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3), max_leaves=5
+)
+NESTED = st.recursive(
+    _SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=4).map(tuple),
+        st.lists(inner, max_size=4).map(collections.deque),
+        st.dictionaries(st.text(max_size=3) | st.just("$kv"), inner, max_size=4),
+        st.dictionaries(_HASHABLE, inner, max_size=3),
+        st.dictionaries(_HASHABLE, inner, max_size=3).map(collections.OrderedDict),
+        st.sets(_HASHABLE, max_size=3),
+    ),
+    max_leaves=12,
+)
+STATES = st.dictionaries(st.text(max_size=5) | st.sampled_from(["$kv", "__PRIOR_STEP"]), NESTED, max_size=5)
+
+
+class Unknown:
+    """A class that no serializer may take for something else."""
+
+
+class _Text(str):
+    __slots__ = ()
+
+
+class _Mapping(dict):  # type: ignore[type-arg]
+    pass
+
+
+class SerializerContract:
+    """Needs the attribute `serializer`."""
+
+    serializer: Any
+
+    holds_anything = False
+    """Whether values of any class can be held, as pickle does."""
+
+    @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+    def test_values_come_back_exactly(self, value: Any) -> None:
+        state = {"field": value, "n": 1}
+        assert exactly(self.serializer.loads(self.serializer.dumps(state))) == exactly(state)
+        deep = {"a": [{"b": [value]}]}
+        assert exactly(self.serializer.loads(self.serializer.dumps(deep))) == exactly(deep)
+
+    @given(state=STATES)
+    def test_any_nesting_comes_back_exactly(self, state: dict[str, Any]) -> None:
+        data = self.serializer.dumps(state)
+        assert exactly(self.serializer.loads(data)) == exactly(state)
+        assert self.serializer.dumps(self.serializer.loads(data)) == data
+
+    def test_equal_states_have_equal_bytes(self) -> None:
+        one, other = {8, 0}, {0, 8}  # iterate in the order of insertion, since their hashes collide
+        assert list(one) != list(other)
+        assert self.serializer.dumps({"s": one}) == self.serializer.dumps({"s": other})
+
+    def test_order_is_kept(self) -> None:
+        state = {"b": {"z": 1, "a": 2}, "a": 1}
+        assert list(self.serializer.loads(self.serializer.dumps(state))["b"]) == ["z", "a"]
+
+    @pytest.mark.parametrize(
+        "value", [Unknown(), _Text("a"), _Mapping(a=1), object(), len, Unknown, collections.Counter("ab"), range(3)]
+    )
+    def test_what_would_not_come_back_is_an_error(self, value: Any) -> None:
+        if self.holds_anything:
+            return
+        with pytest.raises(SerializationError, match=r"state\['a'\]\[0\]\['b'\]\[1\] is a .*pickle") as caught:
+            self.serializer.dumps({"a": [{"b": [0, value]}]})
+        assert caught.value.path == "state['a'][0]['b'][1]"
+
+    def test_what_holds_itself_is_an_error(self) -> None:
+        if self.holds_anything:
+            return
+        loop: list[Any] = []
+        loop.append(loop)
+        with pytest.raises(SerializationError, match="holds itself"):
+            self.serializer.dumps({"loop": loop})
+
+    @pytest.mark.parametrize("data", [b"", b"\0", b"[1]", b"nonsense", b'{"a":', b'{"a":{"$kv":"no-such-tag"}}'])
+    def test_other_bytes_are_an_error(self, data: bytes) -> None:
+        with pytest.raises(DeserializationError):
+            self.serializer.loads(data)
+
+
+def exactly(value: Any) -> Any:
+    """A value with its types spelt out, so that ``==`` tells 1 from True from 1.0, and a NaN equals itself."""
+    kind = type(value)
+    if isinstance(value, dict):
+        return kind, [(exactly(key), exactly(each)) for key, each in value.items()]
+    if isinstance(value, (set, frozenset)):
+        return kind, sorted(map(exactly, value), key=repr)
+    if isinstance(value, (list, tuple, collections.deque)):
+        return kind, getattr(value, "maxlen", None), [exactly(each) for each in value]
+    if kind in (float, decimal.Decimal):
+        return kind, repr(value), math.copysign(1, value)
+    if kind is complex:
+        return kind, exactly(value.real), exactly(value.imag)
+    if isinstance(value, (dt.datetime, dt.time)):
+        return kind, value.isoformat(), value.fold, repr(value.tzinfo)
+    return kind, value

@@ -1,0 +1,17 @@
+"""The stores that every contract runs on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+_numbers = itertools.count()
+
+# A new store gets its tests by one line here: its name, and the URL of a new, empty one.
+STORES: dict[str, Callable[[Path], str]] = {
+    "memory": lambda folder: f"memory://{folder.name}-{next(_numbers)}",
+    "file": lambda folder: f"file://{folder}/store{next(_numbers)}?durable=no",
+    "file-durable": lambda folder: f"file://{folder}/store{next(_numbers)}",
+    "sqlite": lambda folder: f"sqlite://{folder}/store{next(_numbers)}.db",
+}

@@ -1,0 +1,115 @@
+"""The shipped contract suites, over every store and every serializer."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import STORES
+from hypothesis import settings
+
+from kvpersist.backends import memory
+from kvpersist.serde.json import JSONSerializer
+from kvpersist.testing import BackendContract, Face, PersisterContract, SerializerContract, StoreMachine
+
+
+@pytest.fixture(params=STORES)
+def store_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def url(store_name: str, tmp_path: Path) -> str:
+    return STORES[store_name](tmp_path)
+
+
+class RawMemory:
+    def __init__(self, url: str) -> None:
+        self.space = memory._spaces[url.removeprefix("memory://")]
+
+    def read(self, key: str) -> bytes:
+        return self.space.values[key]
+
+    def write(self, key: str, value: bytes) -> None:
+        self.space.keys.append(key)
+        self.space.keys.sort()
+        self.space.values[key] = value
+
+
+class RawFiles:
+    """Finds files by the documented layout, with shell tools' means."""
+
+    def __init__(self, url: str) -> None:
+        self.root = Path(url.removeprefix("file://").partition("?")[0])
+
+    def path(self, key: str) -> Path:
+        folder, _, name = key.rpartition("/")
+        return self.root / folder / f"{name[:10]}+" / f"{name[10:13]}+" / f"{name[13:16]}+" / name[16:]
+
+    def read(self, key: str) -> bytes:
+        return self.path(key).read_bytes()
+
+    def write(self, key: str, value: bytes) -> None:
+        self.path(key).parent.mkdir(parents=True, exist_ok=True)
+        self.path(key).write_bytes(value)
+
+
+class RawSQLite:
+    def __init__(self, url: str) -> None:
+        self.path = url.removeprefix("sqlite://")
+
+    def read(self, key: str) -> bytes:
+        connection = sqlite3.connect(self.path)
+        try:
+            return connection.execute("SELECT value FROM kvpersist WHERE key = ?", (key,)).fetchone()[0]
+        finally:
+            connection.close()
+
+    def write(self, key: str, value: bytes) -> None:
+        connection = sqlite3.connect(self.path)
+        try:
+            with connection:
+                connection.execute("INSERT INTO kvpersist VALUES (?, ?)", (key, value))
+        finally:
+            connection.close()
+
+
+RAW = {"memory": RawMemory, "file": RawFiles, "file-durable": RawFiles, "sqlite": RawSQLite}
+
+
+class TestBackend(BackendContract):
+    @pytest.fixture
+    def raw(self, store: Any, store_name: str, url: str) -> Any:
+        return RAW[store_name](url)
+
+    @pytest.fixture
+    def flat_keys(self, store_name: str) -> bool:
+        return not store_name.startswith("file")
+
+
+class TestPersister(PersisterContract):
+    pass
+
+
+class TestJSON(SerializerContract):
+    serializer = JSONSerializer()
+
+
+@pytest.mark.parametrize("face_name", ["sync", "async"])
+def test_any_sequence_of_operations_agrees_with_a_model(store_name: str, face_name: str, tmp_path: Path) -> None:
+    if store_name == "file-durable":
+        return  # the same code as "file", but for the waiting
+    face = Face(face_name == "async")
+
+    class Machine(StoreMachine):
+        def make_store(self) -> Any:
+            return face.store(STORES[store_name](tmp_path))
+
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(
+        Machine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None, derandomize=True)
+    )
+    face.close()
