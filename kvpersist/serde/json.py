@@ -147,7 +147,7 @@ class JSONSerializer:
         if value is None or kind is bool:
             return value
         if kind is str:
-            return value if _is_unicode(value) else _tag("str", _base64(value.encode("utf-16-be", "surrogatepass")))
+            return value if _is_unicode(value) else _tag("str", _base64(value.encode("utf-8", "surrogatepass")))
         if kind is int:
             return value if -(2**63) <= value < 2**64 else _tag("int", _digits(value))
         if kind is float:
@@ -337,7 +337,7 @@ _ENCODERS: dict[type, _Encoder] = {
 }
 
 _DECODERS: dict[str, _Decoder] = {
-    "str": lambda self, node: _from_base64(node["value"]).decode("utf-16-be", "surrogatepass"),
+    "str": lambda self, node: _from_base64(node["value"]).decode("utf-8", "surrogatepass"),
     "int": lambda self, node: int(node["value"], 0),
     "float": lambda self, node: float(node["value"]),
     "dict": lambda self, node: {self._decoded(key): self._decoded(each) for key, each in node["value"]},
