@@ -5,6 +5,7 @@ What holds code is bound to one version of Python.
 
 from __future__ import annotations
 
+import io
 import pickletools
 from typing import Any
 
@@ -22,9 +23,8 @@ class CloudpickleSerializer(PickleSerializer):
 
     name = "cloudpickle"
 
-    def _pickled(self, value: Any) -> bytes:
-        data: bytes = cloudpickle.dumps(value, self._for_dumps.get("protocol"))
-        return data
+    def _pickler(self, file: io.BytesIO) -> Any:
+        return cloudpickle.Pickler(file, self._for_dumps.get("protocol"))
 
     def _why(self, value: Any) -> str:
         return f"is a {type(value).__module__}:{type(value).__qualname__}, which cloudpickle cannot hold"

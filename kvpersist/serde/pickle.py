@@ -5,6 +5,7 @@ Opening a pickle runs what it says, so a record is opened only by a persister th
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,8 +54,24 @@ class PickleSerializer:
             raise DeserializationError("the payload is not the pickle of a dict")
         return state
 
+    def canonical(self, state: dict[str, Any]) -> bytes:
+        """Bytes that do not depend on which parts of a state are one object, as those of `dumps` do."""
+        buffer = io.BytesIO()
+        pickler = self._pickler(buffer)
+        pickler.fast = True
+        try:
+            pickler.dump(state)
+        except Exception:  # noqa: BLE001  a state that holds itself
+            return self.dumps(state)
+        return buffer.getvalue()
+
     def _pickled(self, value: Any) -> bytes:
-        return pickle.dumps(value, **self._for_dumps)
+        buffer = io.BytesIO()
+        self._pickler(buffer).dump(value)
+        return buffer.getvalue()
+
+    def _pickler(self, file: io.BytesIO) -> Any:
+        return pickle.Pickler(file, **self._for_dumps)
 
     def _why(self, value: Any) -> str:
         return (

@@ -172,7 +172,7 @@ class TreeSerializer:
             return self._tagged(what, self._encoded(content, path, depth + 1), {"class": name, **more})
         of_burr = _burr_serialize(kind)
         if of_burr is not None:
-            return self._of_burr("burr", of_burr(value, **self._burr_kwargs), path, depth, {})
+            return self._of_burr("burr", of_burr, value, path, depth, {})
         raise SerializationError(
             f"{path_text(path)} is a {_full_name(kind)}, {self._why_not(kind, parts is not None)} {HOLDS_ANYTHING}",
             path_text(path),
@@ -191,12 +191,20 @@ class TreeSerializer:
             f"serde_kwargs={{'classes': [{kind.__qualname__}]}}, or"
         )
 
-    def _of_burr(self, tag: str, value: Any, path: Path, depth: int, more: dict[str, Any]) -> Any:
-        """What a function registered with Burr's serde made of a value."""
-        refused = self._refused_by_reader(value)
+    def _of_burr(
+        self, tag: str, function: Callable[..., Any], value: Any, path: Path, depth: int, more: dict[str, Any]
+    ) -> Any:
+        """What a function registered with Burr's serde makes of a value."""
+        try:
+            made = function(value, **self._burr_kwargs)
+        except Exception as error:
+            raise SerializationError(
+                f"{path_text(path)}: the function registered with Burr's serde failed: {error!r}", path_text(path)
+            ) from error
+        refused = self._refused_by_reader(made)
         if refused:
             raise SerializationError(f"{path_text(path)} was serialized by {refused}", path_text(path))
-        return self._tagged(tag, self._encoded(value, path, depth + 1), more)
+        return self._tagged(tag, self._encoded(made, path, depth + 1), more)
 
     # Decoding
 
@@ -238,25 +246,26 @@ class TreeSerializer:
         allowed = [*self._modules, *(getattr(plugin, "_global_allowlist", None) or ())]
         return any(module == each or module.startswith(each + ".") for each in allowed)
 
-    def _from_burr(self, value: Any) -> Any:
+    def _from_burr(self, value: Any, field: str | None = None) -> Any:
+        """What functions registered with Burr's serde make of what their counterparts made."""
         from burr.core import serde
 
         refused = self._refused_by_reader(value)
         if refused:
             raise DeserializationError(f"the record holds a value of {refused}")
-        return serde.deserialize(value, **self._burr_kwargs)
-
-    def _field_from_burr(self, name: str, value: Any) -> Any:
-        fields = _burr_fields()
-        if name not in fields:
-            raise DeserializationError(
-                f"the field {name!r} was written by a function registered with Burr's "
-                "register_field_serde; register it before loading"
-            )
-        refused = self._refused_by_reader(value)
-        if refused:
-            raise DeserializationError(f"the field {name!r} holds a value of {refused}")
-        return fields[name][1](value, **self._burr_kwargs)
+        function: Callable[..., Any] = serde.deserialize
+        if field is not None:
+            fields = _burr_fields()
+            if field not in fields:
+                raise DeserializationError(
+                    f"the field {field!r} was written by a function registered with Burr's "
+                    "register_field_serde; register it before loading"
+                )
+            function = fields[field][1]
+        try:
+            return function(value, **self._burr_kwargs)
+        except Exception as error:
+            raise DeserializationError(f"a function registered with Burr's serde failed: {error!r}") from error
 
     def _refused_by_reader(self, value: Any) -> str | None:
         """Which plugin of Burr's own a value would be read by, if any: they import or run what it says."""
@@ -338,7 +347,7 @@ _ENCODERS: dict[type, _Encoder] = {
     uuid.UUID: lambda self, value, path, depth: self._tagged("UUID", str(value), {}),
     complex: lambda self, value, path, depth: self._tagged("complex", [_signed(value.real), _signed(value.imag)], {}),
     _Field: lambda self, value, path, depth: self._of_burr(
-        "field", _burr_fields()[value.name][0](value.value, **self._burr_kwargs), path, depth, {"name": value.name}
+        "field", _burr_fields()[value.name][0], value.value, path, depth, {"name": value.name}
     ),
 }
 
@@ -361,7 +370,7 @@ _DECODERS: dict[str, _Decoder] = {
     "Decimal": lambda self, value, more: decimal.Decimal(value),
     "UUID": lambda self, value, more: uuid.UUID(value),
     "complex": lambda self, value, more: complex(*map(float, value)),
-    "field": lambda self, value, more: self._field_from_burr(more["name"], value),
+    "field": lambda self, value, more: self._from_burr(value, more["name"]),
     "burr": lambda self, value, more: self._from_burr(value),
 }
 for _codec in arrays.CODECS:
