@@ -15,7 +15,7 @@ import ormsgpack
 
 from ..errors import DeserializationError, SerializationError
 from .json import ONLY_JSON, ONLY_PLAIN
-from .values import TreeSerializer, has_burr_fields
+from .values import MAX_DEPTH, TreeSerializer, has_burr_fields
 
 # These numbers stand in stored records: they are never given to another tag.
 CODES = {
@@ -68,10 +68,14 @@ class MessagePackSerializer(TreeSerializer):
 
     def loads(self, data: bytes) -> dict[str, Any]:
         failures: list[Exception] = []
+        depth = 0
 
         def extension(code: int, content: bytes) -> Any:
-            # ormsgpack tells that this failed, but not why.
+            nonlocal depth
+            depth += 1
             try:
+                if depth > 2 * MAX_DEPTH:  # each level is one of Python's, and of the machine's stack
+                    raise DeserializationError("the payload is nested too deep")
                 value = ormsgpack.unpackb(content, ext_hook=extension)
                 if code:
                     return self._rebuilt(_TAGS.get(code, code), value, {})
@@ -79,8 +83,10 @@ class MessagePackSerializer(TreeSerializer):
                     raise DeserializationError("an extension value of type 0 is no array of three")
                 return self._rebuilt(*value)
             except Exception as error:
-                failures.append(error)
+                failures.append(error)  # ormsgpack tells that this failed, but not why
                 raise
+            finally:
+                depth -= 1
 
         try:
             state = ormsgpack.unpackb(data, ext_hook=extension)
