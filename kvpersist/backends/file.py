@@ -239,7 +239,8 @@ class FileBackend(Backend):
             except FileNotFoundError:
                 if not os.path.exists(temporary):
                     raise
-                self._make_folder(folder)  # and again: a delete may be removing empty folders
+                with contextlib.suppress(FileNotFoundError):  # a delete may be removing empty folders: again
+                    self._make_folder(folder)
             except FileExistsError as error:
                 if os.path.isdir(path):
                     raise InvalidKeyError(f"{path} is a folder: a key cannot be the start of other keys") from error
@@ -259,13 +260,15 @@ class FileBackend(Backend):
         parent = os.path.dirname(folder)
         try:
             os.mkdir(folder)
-        except FileNotFoundError:
-            self._make_folder(parent)
-            self._make_folder(folder)
         except FileExistsError:
-            pass
-        else:
-            self._sync_folder(parent)
+            return
+        except FileNotFoundError:
+            if parent == folder:
+                raise
+            self._make_folder(parent)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder)
+        self._sync_folder(parent)
 
     def _sync_folder(self, folder: str) -> None:
         if not self._durable or os.name == "nt":  # Windows cannot open a folder

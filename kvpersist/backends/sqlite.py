@@ -7,10 +7,11 @@ open.  The database is in WAL mode: readers never wait for a writer, in this pro
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,10 +148,17 @@ class SQLiteBackend(Backend):
         """The one place where a statement runs."""
         try:
             client = yield from self._clients.get()
-            rows: list[Any] = yield client.execute_fetchall(sql, parameters)
+            rows: list[Any] = yield self._finished(client.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
             raise self._translated(error) from error
         return rows
+
+    def _finished(self, result: Any) -> Any:
+        """Have a statement of the async face awaited to its end, even by a task that is cancelled.
+
+        A cancelled save is then over when its task is, and no thread reports to a loop that is closed.
+        """
+        return _awaited_to_the_end(result) if self.asynchronous else result
 
     def _connect(self) -> Step[Any]:
         if sqlite3.sqlite_version_info < (3, 35):
@@ -209,3 +217,12 @@ class SQLiteBackend(Backend):
         if "unable to open" in message or "readonly" in message:
             return StoreError(f"{self.path} cannot be opened for writing: {message}")
         return StoreError(f"{self.path}: {message}")
+
+
+async def _awaited_to_the_end(awaitable: Awaitable[Any]) -> Any:
+    task = asyncio.ensure_future(awaitable)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
