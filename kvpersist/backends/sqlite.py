@@ -11,6 +11,7 @@ import asyncio
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -181,9 +182,7 @@ class SQLiteBackend(Backend):
         else:
             client = _Connection(self.path, **settings)
         try:
-            # Setting the mode takes a lock, even where it is WAL already.
-            if (yield client.execute_fetchall("PRAGMA journal_mode"))[0][0] != "wal":
-                yield client.execute_fetchall("PRAGMA journal_mode = WAL")
+            yield from self._set_wal(client)
             yield client.execute_fetchall(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
             if not (yield client.execute_fetchall(f"PRAGMA table_info({self._table})")):
                 yield client.execute_fetchall(
@@ -202,6 +201,23 @@ class SQLiteBackend(Backend):
             yield client.close()
             raise
         return client
+
+    def _set_wal(self, client: Any) -> Step[None]:
+        # For this one statement SQLite does not wait for a lock, whatever the timeout says.  Two processes
+        # that make a database at once would meet here.
+        deadline = time.monotonic() + self._busy_timeout
+        while (yield client.execute_fetchall("PRAGMA journal_mode"))[0][0] != "wal":
+            try:
+                yield client.execute_fetchall("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                if self.asynchronous:
+                    yield asyncio.sleep(0.005)
+                else:
+                    time.sleep(0.005)
+            else:
+                return  # where a file system cannot do it, the mode stays what it was
 
     def _disconnect(self, client: Any) -> Step[None]:
         yield client.close()
