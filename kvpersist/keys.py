@@ -54,6 +54,7 @@ class RecordId(NamedTuple):
         )
 
 
+@lru_cache(maxsize=4096)
 def encode(text: str | None) -> str:
     """An id as a key segment.  Two different ids never have the same segment."""
     if text is None:
@@ -77,6 +78,7 @@ _SEGMENT_OF_BYTE = [
 ]
 
 
+@lru_cache(maxsize=4096)
 def decode(segment: str) -> str | None:
     """The id that `encode` wrote as this segment.
 

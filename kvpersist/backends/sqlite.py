@@ -75,7 +75,7 @@ class SQLiteBackend(Backend):
             asynchronous=asynchronous,
             connect=self._connect,
             disconnect=self._disconnect,
-            abandon=lambda client: client.stop() and None,
+            abandon=_stop_unheard,
         )
         self._get = f"SELECT value FROM {name} WHERE key = ?"
         self._create = f"INSERT INTO {name} (key, value) VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING 1"
@@ -242,3 +242,14 @@ async def _awaited_to_the_end(awaitable: Awaitable[Any]) -> Any:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+def _stop_unheard(client: Any) -> None:
+    """Stop an `aiosqlite` connection whose loop is closed.
+
+    It would report to the loop that runs here and now, and that one may be closed as well by then.  A new
+    thread has no loop.
+    """
+    thread = threading.Thread(target=client.stop)
+    thread.start()
+    thread.join()
