@@ -16,8 +16,9 @@ from burr.core.persistence import AsyncBaseStatePersister, BaseStatePersister, P
 from burr.core.state import State
 
 from .backends import Backend
+from .compaction import GRACE
 from .errors import ClosedError, OptionError
-from .history import ALL, All, History, OnConflict, Record
+from .history import ALL, All, History, OnConflict, Record, Report
 from .records import Header, Status
 from .serde import Serde
 from .steps import arun, run
@@ -38,10 +39,17 @@ class _Face(BaseCopyable):
         namespace: str = "kvpersist",
         serde_kwargs: Mapping[str, Any] | None = None,
         on_conflict: OnConflict = "error",
+        compact_history: bool = True,
     ) -> None:
         if backend.asynchronous is not self._asynchronous:
             raise OptionError(f"{type(self).__name__} needs a backend with asynchronous={self._asynchronous}")
-        self._history = History(backend, namespace=namespace, serde=Serde(serde_kwargs), on_conflict=on_conflict)
+        self._history = History(
+            backend,
+            namespace=namespace,
+            serde=Serde(serde_kwargs),
+            on_conflict=on_conflict,
+            compact_history=compact_history,
+        )
         self._is_copy = False
         self._closed = False
 
@@ -53,6 +61,7 @@ class _Face(BaseCopyable):
         namespace: str = "kvpersist",
         serde_kwargs: Mapping[str, Any] | None = None,
         on_conflict: OnConflict = "error",
+        compact_history: bool = True,
         **options: Any,
     ) -> Self:
         """A persister on the store that a URL names.
@@ -65,6 +74,9 @@ class _Face(BaseCopyable):
             on_conflict: what to do when a record exists with other content: ``"error"`` raises
                 `ConflictError`, ``"overwrite"`` lets the last writer win, ``"rewind"`` sets aside the old
                 record and all later ones.
+            compact_history: whether large states (from 4 KiB on, as bytes) are stored as what changed since
+                an earlier step, so that a history grows with what is new in it.  False stores each whole.
+                What is read may be of both kinds.
             options: the backend's own.
 
         Raises:
@@ -75,9 +87,15 @@ class _Face(BaseCopyable):
             url,
             asynchronous=cls._asynchronous,
             options=options,
-            known=("namespace", "serde_kwargs", "on_conflict"),
+            known=("namespace", "serde_kwargs", "on_conflict", "compact_history"),
         )
-        return cls(backend, namespace=namespace, serde_kwargs=serde_kwargs, on_conflict=on_conflict)
+        return cls(
+            backend,
+            namespace=namespace,
+            serde_kwargs=serde_kwargs,
+            on_conflict=on_conflict,
+            compact_history=compact_history,
+        )
 
     def copy(self: Self) -> Self:
         """A persister for another thread or a sub-application, on the same connection.
@@ -85,6 +103,7 @@ class _Face(BaseCopyable):
         Cleaning up a copy leaves the connection to the original.
         """
         twin = type(self)(self._history.backend, **self._settings())
+        twin._history.parts = self._history.parts
         twin._is_copy = True
         return twin
 
@@ -98,6 +117,7 @@ class _Face(BaseCopyable):
             "namespace": history.namespace,
             "serde_kwargs": history.serde.serde_kwargs,
             "on_conflict": history.on_conflict,
+            "compact_history": history.compact_history,
         }
 
     @property
@@ -230,6 +250,7 @@ class Persister(_Face, BaseStatePersister):
         *,
         keep_last: int | None = None,
         older_than: dt.timedelta | dt.datetime | None = None,
+        grace: dt.timedelta = GRACE,
     ) -> int:
         """Remove old records of an app, a partition or (by default) the whole namespace.
 
@@ -237,11 +258,29 @@ class Persister(_Face, BaseStatePersister):
             keep_last: how many completed records of each app stay, the newest, with the failed ones among
                 them; 1 if only `older_than` is given, so that every app can still be resumed.
             older_than: an age, or a time with a time zone; younger records stay.
+            grace: how long the parts of compact histories stay after nothing was found to need them.  Less than
+                the default of one hour is safe only where nothing writes to these apps, and did not within it.
 
         Returns:
             How many records were removed.
         """
-        return run(self._open_history.prune(partition_key, app_id, keep_last=keep_last, older_than=older_than))
+        return run(
+            self._open_history.prune(partition_key, app_id, keep_last=keep_last, older_than=older_than, grace=grace)
+        )
+
+    def sweep(
+        self, partition_key: str | All | None = ALL, app_id: str | All = ALL, *, grace: dt.timedelta = GRACE
+    ) -> int:
+        """Collect the parts of compact histories that no record needs, as `prune` does for the apps it prunes.
+
+        A part that is found so is only marked at first, and removed by a later call once it has been marked for
+        the grace period.  Returns how many parts were removed.
+        """
+        return run(self._open_history.sweep(partition_key, app_id, grace=grace))
+
+    def verify(self, partition_key: str | All | None = ALL, app_id: str | All = ALL) -> Report:
+        """Read every record and part, and report which cannot be read, are missing, or are needed by nothing."""
+        return run(self._open_history.verify(partition_key, app_id))
 
     def cleanup(self) -> None:
         """Close the connection.  A persister that was cleaned up raises `ClosedError` when used."""
@@ -341,9 +380,22 @@ class AsyncPersister(_Face, AsyncBaseStatePersister):
         *,
         keep_last: int | None = None,
         older_than: dt.timedelta | dt.datetime | None = None,
+        grace: dt.timedelta = GRACE,
     ) -> int:
         """See `Persister.prune`."""
-        return await arun(self._open_history.prune(partition_key, app_id, keep_last=keep_last, older_than=older_than))
+        return await arun(
+            self._open_history.prune(partition_key, app_id, keep_last=keep_last, older_than=older_than, grace=grace)
+        )
+
+    async def sweep(
+        self, partition_key: str | All | None = ALL, app_id: str | All = ALL, *, grace: dt.timedelta = GRACE
+    ) -> int:
+        """See `Persister.sweep`."""
+        return await arun(self._open_history.sweep(partition_key, app_id, grace=grace))
+
+    async def verify(self, partition_key: str | All | None = ALL, app_id: str | All = ALL) -> Report:
+        """See `Persister.verify`."""
+        return await arun(self._open_history.verify(partition_key, app_id))
 
     async def cleanup(self) -> None:
         """See `Persister.cleanup`."""

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from .errors import CorruptRecordError, InvalidIdError
-from .keys import MAX_SEQUENCE_ID, RecordId
+from .keys import MAX_SEQUENCE_ID, RecordId, is_part_name
 
 FORMAT = 1
 
@@ -34,6 +34,8 @@ _START = b'{"kvpersist":'
 _TAIL = len(_CHECKSUM) + 64 + len(b'"}')
 _SIGNATURE = re.compile(rb',"signature":"([0-9a-f]{64})"$').search
 _SIGNATURE_LENGTH = len(',"signature":""') + 64
+_SHA256 = re.compile(r"[0-9a-f]{64}").fullmatch
+_MOST_BASES = 8
 
 _TEXT = ("app_id", "position", "status", "created_at", "serializer", "version")
 _OPTIONAL_TEXT = ("compression", "python", "encryption", "key_id", "wrapped_key", "signing", "signing_key_id")
@@ -66,6 +68,12 @@ class Header:
     signing: str | None = None
     signing_key_id: str | None = None
     signature: str | None = None
+    part: int | None = None
+    """The level of a part, which is no record but what records of a compact history are written against."""
+    bases: tuple[str, ...] = ()
+    """The names of the parts that the payload is made with, nearest first; it is a patch against the first."""
+    base_hash: str | None = None
+    """The SHA-256, in lower-case hex, of the first one's stored bytes."""
     set_aside: bool = False
     """True where the app went back and took another way than the one this record is on."""
 
@@ -82,9 +90,7 @@ class Decoded(NamedTuple):
     payload: bytes
 
 
-def encode_head(
-    record: RecordId, status: Status, created_at: str, version: str, coding: Mapping[str, str | int]
-) -> bytes:
+def encode_head(record: RecordId, status: Status, created_at: str, version: str, coding: Mapping[str, Any]) -> bytes:
     """The head of a record; `coding` says how its payload is to be read."""
     if status not in STATUSES:
         raise InvalidIdError(f"the status must be 'completed' or 'failed', not {status!r}")
@@ -112,8 +118,8 @@ def encode(head: bytes, payload: bytes, signature: str | None = None) -> bytes:
     return b"".join((head, _CHECKSUM, digest.hexdigest().encode(), b'"}\n', payload))
 
 
-def decode(data: bytes, key: str, record: RecordId) -> Decoded:
-    """The parts of the bytes found at `key`, where `record` must live.
+def decode(data: bytes, key: str, record: RecordId, *, part: bool = False) -> Decoded:
+    """What the bytes found at `key` consist of, where `record` must live (or, with `part`, a part that has its id).
 
     Raises `CorruptRecordError` where they are not that record, whole and unchanged.
     """
@@ -137,6 +143,8 @@ def decode(data: bytes, key: str, record: RecordId) -> Decoded:
     header = _header(head, key, signature and signature[1].decode(), len(payload))
     if header.id != record:
         raise CorruptRecordError(f"{key}: the record was moved here, it was written as {header.id}")
+    if (header.part is not None) is not part:
+        raise CorruptRecordError(f"{key}: {'a record' if part else 'a part of records'} was moved here")
     return Decoded(header, head, payload)
 
 
@@ -161,6 +169,14 @@ def _header(head: bytes, key: str, signature: str | None, size: int) -> Header:
         or not (uncompressed_size is None or (type(uncompressed_size) is int and uncompressed_size >= 0))
     ):
         raise CorruptRecordError(f"{key}: the record's header lacks a field, or has one of another type")
+    part, bases, base_hash = fields.get("part"), fields.get("bases", []), fields.get("base_hash")
+    if (
+        not (part is None or type(part) is int)
+        or not (type(bases) is list and len(bases) <= _MOST_BASES)
+        or not all(type(name) is str and is_part_name(name) for name in bases)
+        or not (_SHA256(base_hash) if bases and type(base_hash) is str else not bases and base_hash is None)
+    ):
+        raise CorruptRecordError(f"{key}: the record's header does not say what it was written against")
     known: dict[str, Any] = {name: fields.get(name) for name in (*_TEXT, *_OPTIONAL_TEXT)}
     return Header(
         partition_key=partition_key,
@@ -168,5 +184,8 @@ def _header(head: bytes, key: str, signature: str | None, size: int) -> Header:
         size=size,
         uncompressed_size=uncompressed_size,
         signature=signature,
+        part=part,
+        bases=tuple(bases),
+        base_hash=base_hash,
         **known,
     )
