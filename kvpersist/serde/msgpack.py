@@ -92,7 +92,7 @@ class MessagePackSerializer(TreeSerializer):
             state = ormsgpack.unpackb(data, ext_hook=extension)
         except (RecursionError, ValueError) as error:
             cause = failures[0] if failures else error
-            if isinstance(cause, DeserializationError):
+            if isinstance(cause, DeserializationError) or not isinstance(cause, (RecursionError, ValueError)):
                 raise cause from cause.__cause__
             raise DeserializationError(f"the payload is not msgpack that kvpersist writes: {cause}") from cause
         if type(state) is not dict:

@@ -25,7 +25,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ..errors import DeserializationError, OptionError, SerializationError
+from ..errors import DeserializationError, KvpersistError, OptionError, SerializationError
 from . import arrays
 
 HOLDS_ANYTHING = "the serializers pickle and cloudpickle can hold any value"
@@ -373,10 +373,22 @@ _DECODERS: dict[str, _Decoder] = {
     "field": lambda self, value, more: self._from_burr(value, more["name"]),
     "burr": lambda self, value, more: self._from_burr(value),
 }
-for _codec in arrays.CODECS:
-    _DECODERS[_codec.tag] = lambda self, value, more, codec=_codec: codec.loads(  # type: ignore[misc]
-        self._unbinary(value), more
-    )
+
+
+def _decoded_by(codec: arrays.Codec) -> _Decoder:
+    def decode(self: TreeSerializer, value: Any, more: dict[str, Any]) -> Any:
+        data = self._unbinary(value)
+        try:
+            return codec.loads(data, more)
+        except KvpersistError:
+            raise
+        except Exception as error:  # these libraries raise what they like at bytes that are not theirs
+            raise DeserializationError(f"a value tagged {codec.tag!r} is malformed: {error!r}") from error
+
+    return decode
+
+
+_DECODERS.update({codec.tag: _decoded_by(codec) for codec in arrays.CODECS})
 
 
 # What users' classes look like, and how they come back: their fields, without a call of their constructor.
