@@ -32,6 +32,8 @@ HOLDS_ANYTHING = "the serializers pickle and cloudpickle can hold any value"
 
 MAX_DEPTH = 200  # orjson refuses more than 254 levels, and a tag takes up to three
 
+_TEXT = frozenset((str,))
+
 Path = tuple[Any, Any]  # the path of the container, and the key in it
 ROOT: Path = (None, None)
 
@@ -134,7 +136,7 @@ class TreeSerializer:
                 path_text(path),
             )
         if kind is dict:
-            if self._reserved not in value and all(type(key) is str and _is_unicode(key) for key in value):
+            if self._reserved not in value and _TEXT.issuperset(map(type, value)) and _is_unicode("".join(value)):
                 return {key: self._encoded(each, (path, key), depth + 1) for key, each in value.items()}
             return self._tagged("dict", self._pairs(value, path, depth), {})
         if kind is list:
