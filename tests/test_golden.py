@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
+import re
 import sys
 from pathlib import Path
 
+import ormsgpack
 import pytest
+import zstandard
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from serializer_table import same
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 
-from cases import CASES, CREATED, FOLDER
+from cases import CASES, CREATED, FOLDER, KEY, LONG, OTHER_KEY
 
+from kvpersist.keys import RecordId, encode, record_key
 from kvpersist.serde import Serde
+from kvpersist.serde.msgpack import CODES
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -32,3 +41,30 @@ def test_it_stays_readable(name: str) -> None:
 
 def test_every_file_has_its_case() -> None:
     assert {path.stem for path in FOLDER.iterdir()} == set(CASES)
+
+
+def test_the_specification_is_enough_to_read_a_record() -> None:
+    """Reads the record that has everything by docs/format.md alone."""
+    data = (FOLDER / "everything.record").read_bytes()
+    line, _, payload = data.partition(b"\n")
+    header = json.loads(line)
+    before_checksum, _, rest = line.partition(b',"checksum":"')
+    assert rest == hashlib.sha256(before_checksum + payload).hexdigest().encode() + b'"}'
+    head, _, signature = before_checksum.partition(b',"signature":"')
+    bound = b"kvpersist" + b"\n" + head
+    assert header["signing"] == "hmac-sha256"
+    assert hmac.new(OTHER_KEY, bound + b"\n" + payload, hashlib.sha256).hexdigest().encode() + b'"' == signature
+    assert (header["encryption"], header["key_id"], header["compression"]) == ("aes-gcm", "k1", "zstd")
+    compressed = AESGCM(KEY).decrypt(payload[:12], payload[12:], bound)
+    plain = zstandard.ZstdDecompressor().decompress(compressed)
+    assert len(plain) == header["uncompressed_size"]
+    assert ormsgpack.unpackb(plain) == LONG
+
+
+def test_the_keys_in_the_specification() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
+    for record in (RecordId("user-1", "chat", 0, "ask"), RecordId(None, "Ab/c", 7, "")):
+        assert f"`{record_key('kvpersist', record)}`" in page
+    assert f"`con` is `{encode('con')}`" in page
+    for tag, code in CODES.items():
+        assert re.search(rf"\| {code} \| `{re.escape(tag)}` \|", page)

@@ -185,7 +185,7 @@ def test_unknown_ways_of_writing_are_named() -> None:
 
 
 # The same marker as in pyproject.toml: elsewhere there is no atheris to install.
-if sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 15):
+if sys.platform == "linux" and platform.machine() == "x86_64" and (3, 11) <= sys.version_info < (3, 15):
 
     def test_fuzzing_for_a_while_finds_nothing(tmp_path: Path) -> None:
         corpus = tmp_path / "corpus"
