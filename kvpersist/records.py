@@ -36,7 +36,7 @@ _SIGNATURE = re.compile(rb',"signature":"([0-9a-f]{64})"$').search
 _SIGNATURE_LENGTH = len(',"signature":""') + 64
 
 _TEXT = ("app_id", "position", "status", "created_at", "serializer", "version")
-_OPTIONAL_TEXT = ("compression", "python", "encryption", "key_id", "wrapped_key", "signing", "signing_key_id")
+_OPTIONAL_TEXT = ("compression", "python", "encryption", "nonce", "key_id", "wrapped_key", "signing", "signing_key_id")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Header:
     python: str | None = None
     """The version of Python that wrote the record, where the serializer depends on it."""
     encryption: str | None = None
+    nonce: str | None = None
     key_id: str | None = None
     wrapped_key: str | None = None
     signing: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
@@ -55,7 +56,7 @@ def test_the_specification_is_enough_to_read_a_record() -> None:
     assert header["signing"] == "hmac-sha256"
     assert hmac.new(OTHER_KEY, bound + b"\n" + payload, hashlib.sha256).hexdigest().encode() + b'"' == signature
     assert (header["encryption"], header["key_id"], header["compression"]) == ("aes-gcm", "k1", "zstd")
-    compressed = AESGCM(KEY).decrypt(payload[:12], payload[12:], bound)
+    compressed = AESGCM(KEY).decrypt(base64.b64decode(header["nonce"]), payload, bound)
     plain = zstandard.ZstdDecompressor().decompress(compressed)
     assert len(plain) == header["uncompressed_size"]
     assert ormsgpack.unpackb(plain) == LONG

@@ -32,6 +32,7 @@ HOLDS_ANYTHING = "the serializers pickle and cloudpickle can hold any value"
 
 MAX_DEPTH = 200  # orjson refuses more than 254 levels, and a tag takes up to three
 
+_ABSENT: Any = object()
 _TEXT = frozenset((str,))
 
 Path = tuple[Any, Any]  # the path of the container, and the key in it
@@ -428,10 +429,14 @@ def _taken_apart(value: Any) -> tuple[str, Any, dict[str, Any]] | None:
 
 def _field_names(kind: type) -> list[str] | None:
     """The fields of a dataclass or an attrs class."""
-    if dataclasses.is_dataclass(kind):
-        return [field.name for field in dataclasses.fields(kind)]
-    of_attrs = getattr(kind, "__attrs_attrs__", None)
-    return None if of_attrs is None else [field.name for field in of_attrs]
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "__attrs_attrs__"):
+        return [field.name for field in _fields(kind)]
+    return None
+
+
+def _fields(kind: Any) -> tuple[Any, ...]:
+    fields: tuple[Any, ...] = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else kind.__attrs_attrs__
+    return fields
 
 
 def _slots(kind: type) -> list[str]:
@@ -454,17 +459,58 @@ def _put_together(
 
 def _dataclass(kind: Any, fields: dict[str, Any], more: dict[str, Any]) -> Any:
     instance = object.__new__(kind)
-    unknown = fields.keys() - (_field_names(kind) or [])
-    if unknown:
-        raise DeserializationError(f"{_full_name(kind)} has no field {', '.join(sorted(unknown))} any more")
+    names = _field_names(kind) or []
+    _refuse_lost(kind, fields.keys() - names)
     for name, value in fields.items():
         object.__setattr__(instance, name, value)
+    for field in _fields(kind):  # those that the class has got since
+        if field.name not in fields and not hasattr(instance, field.name):
+            default = _default(kind, field, instance)
+            if default is not _ABSENT:
+                object.__setattr__(instance, field.name, default)
     return instance
+
+
+def _default(kind: type, field: Any, instance: Any) -> Any:
+    """What a field of a dataclass or an attrs class is where nobody said; absent if nobody has to."""
+    if dataclasses.is_dataclass(kind):
+        if field.default_factory is not dataclasses.MISSING:
+            return field.default_factory()
+        if field.default is not dataclasses.MISSING:
+            return field.default
+    else:
+        import attr
+
+        if isinstance(field.default, attr.Factory):  # type: ignore[arg-type]
+            return field.default.factory(*[instance] * field.default.takes_self)
+        if field.default is not attr.NOTHING:
+            return field.default
+    if field.init:
+        raise DeserializationError(f"{_full_name(kind)} has a field {field.name}, which the record lacks")
+    return _ABSENT
+
+
+def _refuse_lost(kind: type, names: Iterable[str]) -> None:
+    lost = sorted(names)
+    if lost:
+        raise DeserializationError(f"{_full_name(kind)} has no field {', '.join(lost)} any more")
+
+
+def _namedtuple(kind: Any, values: list[Any], more: dict[str, Any]) -> Any:
+    if len(values) != len(kind._fields):
+        raise DeserializationError(f"{_full_name(kind)} has {len(kind._fields)} fields, and the record {len(values)}")
+    return tuple.__new__(kind, values)
 
 
 def _pydantic_model(kind: Any, fields: dict[str, Any], more: dict[str, Any]) -> Any:
     import pydantic
 
+    _refuse_lost(kind, (name for name in fields if name not in kind.model_fields and not hasattr(kind, name)))
+    for name, field in kind.model_fields.items():
+        if name not in fields:
+            if field.is_required():
+                raise DeserializationError(f"{_full_name(kind)} has a field {name}, which the record lacks")
+            fields[name] = field.get_default(call_default_factory=True)
     instance = kind.__new__(kind)
     pydantic.BaseModel.__setstate__(
         instance,
@@ -490,7 +536,7 @@ _DECODERS.update(
         "namedtuple": _put_together(
             "namedtuple",
             lambda kind: issubclass(kind, tuple) and hasattr(kind, "_fields"),
-            lambda kind, values, _: tuple.__new__(kind, values),
+            _namedtuple,
         ),
         "dataclass": _put_together("dataclass", lambda kind: _field_names(kind) is not None, _dataclass),
         "pydantic": _put_together("pydantic model", _is_pydantic_model, _pydantic_model),
