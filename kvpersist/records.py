@@ -38,7 +38,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}").fullmatch
 _MOST_BASES = 8
 
 _TEXT = ("app_id", "position", "status", "created_at", "serializer", "version")
-_OPTIONAL_TEXT = ("compression", "python", "encryption", "key_id", "wrapped_key", "signing", "signing_key_id")
+_OPTIONAL_TEXT = (
+    *("partition_key", "compression", "python", "encryption", "nonce", "key_id", "wrapped_key"),
+    *("signing", "signing_key_id"),
+)
+_FIELDS = (*_TEXT, *_OPTIONAL_TEXT, "sequence_id", "uncompressed_size")
+_STR, _STR_OR_NONE = frozenset((str,)), frozenset((str, type(None)))
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Header:
     python: str | None = None
     """The version of Python that wrote the record, where the serializer depends on it."""
     encryption: str | None = None
+    nonce: str | None = None
     key_id: str | None = None
     wrapped_key: str | None = None
     signing: str | None = None
@@ -158,34 +164,30 @@ def _header(head: bytes, key: str, signature: str | None, size: int) -> Header:
             f"{key}: the record has format {fields['kvpersist']!r}, and this version of kvpersist "
             f"knows format {FORMAT}; upgrade kvpersist to read it"
         )
-    partition_key, sequence_id = fields.get("partition_key", 0), fields.get("sequence_id")
-    uncompressed_size = fields.get("uncompressed_size")
+    known: dict[str, Any] = {name: fields.get(name) for name in _FIELDS}
+    sequence_id, uncompressed_size = known["sequence_id"], known["uncompressed_size"]
     if (
-        not all(type(fields.get(name)) is str for name in _TEXT)
-        or not all(type(fields.get(name, "")) is str for name in _OPTIONAL_TEXT)
-        or not (partition_key is None or type(partition_key) is str)
+        not _STR.issuperset(map(type, map(fields.get, _TEXT)))
+        or not _STR_OR_NONE.issuperset(map(type, map(fields.get, _OPTIONAL_TEXT)))
+        or "partition_key" not in fields
         or not (type(sequence_id) is int and 0 <= sequence_id <= MAX_SEQUENCE_ID)
         or fields["status"] not in STATUSES
         or not (uncompressed_size is None or (type(uncompressed_size) is int and uncompressed_size >= 0))
     ):
         raise CorruptRecordError(f"{key}: the record's header lacks a field, or has one of another type")
+    if "part" in fields or "bases" in fields or "base_hash" in fields:
+        known |= _compaction(fields, key)
+    return Header(**known, size=size, signature=signature)
+
+
+def _compaction(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What only the header of a part, or of a record that needs parts, has."""
     part, bases, base_hash = fields.get("part"), fields.get("bases", []), fields.get("base_hash")
     if (
         not (part is None or type(part) is int)
         or not (type(bases) is list and len(bases) <= _MOST_BASES)
         or not all(type(name) is str and is_part_name(name) for name in bases)
-        or not (_SHA256(base_hash) if bases and type(base_hash) is str else not bases and base_hash is None)
+        or not (type(base_hash) is str and _SHA256(base_hash) if bases else base_hash is None)
     ):
         raise CorruptRecordError(f"{key}: the record's header does not say what it was written against")
-    known: dict[str, Any] = {name: fields.get(name) for name in (*_TEXT, *_OPTIONAL_TEXT)}
-    return Header(
-        partition_key=partition_key,
-        sequence_id=sequence_id,
-        size=size,
-        uncompressed_size=uncompressed_size,
-        signature=signature,
-        part=part,
-        bases=tuple(bases),
-        base_hash=base_hash,
-        **known,
-    )
+    return {"part": part, "bases": tuple(bases), "base_hash": base_hash}

@@ -212,7 +212,12 @@ ROWS: dict[str, list[Any]] = {
     ],
     "polars DataFrame, Series": [
         pl.DataFrame({"a": [1, None], "b": ["x", "ü"], "l": [[1], []], "t": [dt.datetime(2026, 1, 1)] * 2}),
-        pl.DataFrame({"d": [decimal.Decimal("1.10")], "c": pl.Series(["a"], dtype=pl.Categorical)}),
+        pl.DataFrame(
+            {
+                "d": pl.Series([decimal.Decimal("1.10")], dtype=pl.Decimal(10, 2)),
+                "c": pl.Series(["a"], dtype=pl.Categorical),
+            }
+        ),
         pl.DataFrame(),
         pl.Series("s", [1.5, None, math.nan]),
     ],

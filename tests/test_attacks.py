@@ -341,8 +341,7 @@ def test_any_change_of_the_header(way: dict[str, Any], change: dict[str, Any]) -
 def test_another_payload(way: dict[str, Any]) -> None:
     data, other = stored({"a": 1}, **way), stored({"a": 2}, **way)
     payload = other.partition(b"\n")[2]
-    assert opened(forged(data, payload), **way) == {"a": 2} if way == PROTECTED[0] else True
-    for wrong in (payload[:-1], payload + b"x", b"", b"{}", payload[:12], payload[:11]):
+    for wrong in (payload, payload + b"x", b"", b"{}", payload[:12], payload[:11]):
         with pytest.raises(UntrustedRecordError):
             opened(forged(data, wrong), **way)
 

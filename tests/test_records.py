@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -177,3 +182,30 @@ def test_unknown_ways_of_writing_are_named() -> None:
     ):
         with pytest.raises(error, match=message):
             serde.loads(*serde.decode("kvpersist", record(**coding), "k", RECORD))
+
+
+# The same marker as in pyproject.toml: elsewhere there is no atheris to install.
+if sys.platform == "linux" and platform.machine() == "x86_64" and (3, 11) <= sys.version_info < (3, 15):
+
+    def test_fuzzing_for_a_while_finds_nothing(tmp_path: Path) -> None:
+        corpus = tmp_path / "corpus"
+        corpus.mkdir()
+        target = Path(__file__).parent / "fuzz_records.py"
+        options = [
+            "-max_total_time=15",
+            "-max_len=6000",
+            "-timeout=10",
+            "-rss_limit_mb=2048",
+            f"-artifact_prefix={tmp_path}/",
+        ]
+        done = subprocess.run(
+            [sys.executable, str(target), str(corpus), *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr[-5000:]
+        runs = re.search(r"Done (\d+) runs", done.stderr)
+        assert runs is not None
+        assert int(runs[1]) > 1000

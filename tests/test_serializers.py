@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import pickle
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pandas as pd
+import pydantic
 import pytest
 import serializer_table
 from burr.core import State, serde
@@ -154,10 +158,55 @@ def test_a_pydantic_model_keeps_what_a_dump_would_lose() -> None:
     assert back.model_dump(by_alias=True) == account().model_dump(by_alias=True)
 
 
-def test_a_field_that_a_class_lost_is_an_error() -> None:
-    data = stored({"p": Point(1.0)}, classes=[Point]).replace(b'"y":0.0', b'"z":0.0')
-    with pytest.raises(DeserializationError, match="has no field z any more"):
-        JSONSerializer(classes=[Point]).loads(data.partition(b"\n")[2])
+class Before:
+    """Classes as they were when records were written."""
+
+    Data = dataclasses.make_dataclass("Data", [("a", int)])
+    Attrs = attrs.make_class("Attrs", ["a"])
+    Model = pydantic.create_model("Model", a=(int, ...))
+    Tuple = collections.namedtuple("Tuple", "a")
+
+
+class After:
+    """The same classes, with a field more."""
+
+    Data = dataclasses.make_dataclass("Data", [("a", int), ("b", list, dataclasses.field(default_factory=list))])
+    Attrs = attrs.make_class("Attrs", {"a": attrs.field(), "b": attrs.field(factory=list)})
+    Model = pydantic.create_model("Model", a=(int, ...), b=(list, pydantic.Field(default_factory=list)))
+
+
+class Required:
+    """The same classes, with a field more that has no default."""
+
+    Data = dataclasses.make_dataclass("Data", [("a", int), ("b", list)])
+    Attrs = attrs.make_class("Attrs", ["a", "b"])
+    Model = pydantic.create_model("Model", a=(int, ...), b=(list, ...))
+    Tuple = collections.namedtuple("Tuple", "a b")
+
+
+@pytest.mark.parametrize("name", ["Data", "Attrs", "Model", "Tuple"])
+def test_a_class_that_changed(name: str) -> None:
+    before, required = getattr(Before, name), getattr(Required, name)
+    data = stored({"x": before(a=1)}, classes={"c": before})
+    with pytest.raises(DeserializationError, match=r"has a field b, which the record lacks|has 2 fields, .*record 1"):
+        opened(data, classes={"c": required})
+    longer = stored({"x": required(a=1, b=[])}, classes={"c": required})
+    with pytest.raises(DeserializationError, match=r"has no field b any more|has 1 fields, and the record 2"):
+        opened(longer, classes={"c": before})
+    if name != "Tuple":
+        after = getattr(After, name)
+        assert opened(data, classes={"c": after}) == {"x": after(a=1, b=[])}
+
+
+def test_a_field_that_was_never_set_stays_so() -> None:
+    @dataclasses.dataclass
+    class Lazy:
+        a: int
+        found: str = dataclasses.field(init=False)
+
+    back = opened(stored({"x": Lazy(1)}, classes={"l": Lazy}), classes={"l": Lazy})["x"]
+    assert back.a == 1
+    assert not hasattr(back, "found")
 
 
 def test_binary_values_are_compact() -> None:
@@ -264,6 +313,18 @@ def test_plain_records_say_nothing_of_compression_or_encryption() -> None:
         *("kvpersist", "partition_key", "app_id", "sequence_id", "position", "status", "created_at", "version"),
         *("serializer", "checksum"),
     ]
+
+
+@pytest.mark.parametrize("way", [{}, {"serializer": "msgpack"}, {"signing_key": KEY}])
+def test_a_record_is_made_with_one_copy_of_the_payload(way: dict[str, Any]) -> None:
+    serde = Serde(way)
+    payload = serde.dumps({"text": "x" * 8_000_000})
+    tracemalloc.start()
+    try:
+        serde.encode("kvpersist", RECORD, "completed", "", payload)
+        assert tracemalloc.get_traced_memory()[1] < 1.1 * len(payload)
+    finally:
+        tracemalloc.stop()
 
 
 # Encryption and signatures
@@ -594,6 +655,7 @@ def test_a_serializer_comes_by_an_entry_point(tmp_path: Path) -> None:
         ({"encryption_key": {1: KEY}}, "must be bytes, or a mapping of key ids"),
         ({"key_wrapper": object()}, "methods wrap and unwrap"),
         ({"signing_key": b"short"}, "must have 16 bytes or more, not 5"),
+        ({"allow_unsafe": ["pickel"]}, "no serializer 'pickel' is installed; installed are"),
         ({"allow_unsafe": "pickle"}, r"allow_unsafe=\['pickle'\]"),
         ({"encrypton_key": KEY}, "no option 'encrypton_key'; did you mean 'encryption_key'"),
         ({"compresion": "zstd"}, "did you mean 'compression'"),

@@ -6,7 +6,6 @@ read is told by the record, as far as the reader allows it.
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -107,6 +106,9 @@ class Serde:
         allow_unsafe = options.get("allow_unsafe", ())
         if isinstance(allow_unsafe, str):
             raise OptionError(f"allow_unsafe must be a list of names, as in allow_unsafe=[{allow_unsafe!r}]")
+        for name in allow_unsafe:
+            if name not in _serializers():
+                raise OptionError(f"allow_unsafe: no serializer {name!r} is installed; installed are {_names()}")
         self._options = options
         _refuse_misspelt(options)
         if isinstance(chosen, str):
@@ -166,6 +168,7 @@ class Serde:
             if len(compressed) < len(payload):
                 coding |= {"compression": self._compression, "uncompressed_size": len(payload)}
                 payload = compressed
+        fields: dict[str, str] = {}
         key = b""
         encryption = self._encryption if self._encryption and self._encryption.algorithm else None
         if encryption is not None:
@@ -175,7 +178,7 @@ class Serde:
             coding |= self._signing.fields()
         head = records.encode_head(record, status, created_at, __version__, coding)
         if encryption is not None:
-            payload = encryption.encrypt(key, payload, _bound(namespace, head))
+            payload = encryption.encrypt(fields, key, payload, _bound(namespace, head))
         signature = self._signing.sign(_bound(namespace, head), payload) if self._signing is not None else None
         return records.encode(head, payload, signature)
 
@@ -212,7 +215,7 @@ class Serde:
         if self._signing is not None and not (
             self._reads_unsigned and header.signing is None and header.signature is None
         ):
-            self._signing.verify(key, header.signing, header.signing_key_id, header.signature, sealed.bound, payload)
+            self._signing.verify(key, header, sealed.bound, payload)
         return header, sealed
 
     def loads(self, header: Header, sealed: Sealed, base: bytes | None = None) -> dict[str, Any]:
@@ -234,9 +237,7 @@ class Serde:
                 raise UntrustedRecordError(
                     f"{sealed.where}: the record is encrypted; reading it needs serde_kwargs={{'encryption_key': ...}}"
                 )
-            payload = self._encryption.decrypt(
-                sealed.where, header.encryption, header.key_id, header.wrapped_key, payload, sealed.bound
-            )
+            payload = self._encryption.decrypt(sealed.where, header, payload, sealed.bound)
         elif not self._reads_plaintext:
             raise UntrustedRecordError(
                 f"{sealed.where}: the record is not encrypted; say serde_kwargs={{'allow_plaintext': True}} while "
@@ -341,6 +342,8 @@ _OPTIONS = (
 
 def _refuse_misspelt(options: Mapping[str, Any]) -> None:
     """Unknown options go to Burr, but a key that is almost ``encryption_key`` must not leave records in the clear."""
+    import difflib
+
     for name in options.keys() - set(_OPTIONS):
         close = difflib.get_close_matches(str(name), _OPTIONS, 1, 0.8)
         if close:

@@ -25,7 +25,6 @@ from .values import TreeSerializer, has_burr_fields
 
 TAG = "$kv"
 
-_TAG_BYTES = b'"$kv"'
 
 # With all of these, ormsgpack takes what JSON can hold, bytes and non-finite floats, and nothing else;
 # orjson refuses bytes; the floats are looked for in the packed bytes.  It is the cheapest exactness check
@@ -40,7 +39,7 @@ ONLY_PLAIN = (
     | ormsgpack.OPT_PASSTHROUGH_UUID
 )
 ONLY_JSON = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
-_MAYBE_NOT_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]").search
+_NOT_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]").search
 
 
 class JSONSerializer(TreeSerializer):
@@ -58,7 +57,7 @@ class JSONSerializer(TreeSerializer):
             except TypeError:  # both libraries' errors are one
                 pass
             else:
-                if not (b"null" in data and _MAYBE_NOT_FINITE(packed)) and _TAG_BYTES not in data:
+                if not _holds_tag(data) and not (_holds_not_finite(packed) and b"null" in data):
                     return data
         try:
             return orjson.dumps(self._encoded_state(state))
@@ -70,7 +69,7 @@ class JSONSerializer(TreeSerializer):
     def loads(self, data: bytes) -> dict[str, Any]:
         try:
             state = orjson.loads(data)
-            if _TAG_BYTES in data:
+            if _holds_tag(data):
                 state = self._decoded(state)
         except (RecursionError, orjson.JSONDecodeError) as error:
             if isinstance(error, DeserializationError):
@@ -101,3 +100,15 @@ class JSONSerializer(TreeSerializer):
 
     def _unbinary(self, value: Any) -> bytes:
         return base64.b64decode(value, validate=True)
+
+
+# Looking for one byte is ten times as fast as looking for some, and most often there is none.
+
+
+def _holds_tag(data: bytes) -> bool:
+    return b"$" in data and b'"$' in data and b'"$kv"' in data
+
+
+def _holds_not_finite(packed: bytes) -> bool:
+    """Whether there may be an infinity or a NaN, which orjson writes as null."""
+    return (b"\x7f" in packed or b"\xff" in packed) and _NOT_FINITE(packed) is not None

@@ -7,7 +7,6 @@ of the tag, the value and a map of the rest.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import orjson
@@ -15,7 +14,7 @@ import ormsgpack
 
 from ..errors import DeserializationError, SerializationError
 from .json import ONLY_JSON, ONLY_PLAIN
-from .values import MAX_DEPTH, TreeSerializer, has_burr_fields
+from .values import MAX_DEPTH, ROOT, TreeSerializer, has_burr_fields
 
 # These numbers stand in stored records: they are never given to another tag.
 CODES = {
@@ -40,8 +39,6 @@ CODES = {
 }
 _TAGS = {code: tag for tag, code in CODES.items()}
 
-_MAYBE_BYTES = re.compile(rb"[\xc4-\xc6]").search
-
 
 class MessagePackSerializer(TreeSerializer):
     """MessagePack with extension types for what it lacks; takes the arguments of `TreeSerializer`."""
@@ -53,12 +50,13 @@ class MessagePackSerializer(TreeSerializer):
     def dumps(self, state: dict[str, Any]) -> bytes:
         if not has_burr_fields(state):
             try:
-                data = ormsgpack.packb(state, option=ONLY_PLAIN)
-                if _MAYBE_BYTES(data):  # ormsgpack takes a bytearray for bytes; orjson knows neither
-                    orjson.dumps(state, default=_only_bytes, option=ONLY_JSON)
+                data = ormsgpack.packb(state, default=self._encoded_alone, option=ONLY_PLAIN)
+                # ormsgpack takes a bytearray for bytes; orjson knows neither.
+                if b"\xc4" in data or b"\xc5" in data or b"\xc6" in data:
+                    orjson.dumps(state, default=_no_bytearray, option=ONLY_JSON)
                 return data
             except TypeError:  # both libraries' errors are one
-                pass
+                pass  # what it was about, and where, is found out below
         try:
             return ormsgpack.packb(self._encoded_state(state))
         except (RecursionError, ormsgpack.MsgpackEncodeError) as error:
@@ -92,12 +90,15 @@ class MessagePackSerializer(TreeSerializer):
             state = ormsgpack.unpackb(data, ext_hook=extension)
         except (RecursionError, ValueError) as error:
             cause = failures[0] if failures else error
-            if isinstance(cause, DeserializationError):
+            if isinstance(cause, DeserializationError) or not isinstance(cause, (RecursionError, ValueError)):
                 raise cause from cause.__cause__
             raise DeserializationError(f"the payload is not msgpack that kvpersist writes: {cause}") from cause
         if type(state) is not dict:
             raise DeserializationError("the payload is not a msgpack map")
         return state
+
+    def _encoded_alone(self, value: Any) -> Any:
+        return self._encoded(value, ROOT, 0)
 
     def _tagged(self, tag: str, value: Any, more: dict[str, Any]) -> Any:
         code = 0 if more else CODES.get(tag, 0)
@@ -115,6 +116,6 @@ class MessagePackSerializer(TreeSerializer):
         return value
 
 
-def _only_bytes(value: Any) -> None:
-    if type(value) is not bytes:
+def _no_bytearray(value: Any) -> None:
+    if type(value) in (bytearray, memoryview):
         raise TypeError

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ..errors import MissingExtraError, OptionError, UntrustedRecordError
+from ..records import Header
 
 ALGORITHMS = {"aes-gcm": ("AESGCM", (16, 24, 32)), "chacha20-poly1305": ("ChaCha20Poly1305", (32,))}
 SIGNING = "hmac-sha256"
@@ -69,40 +70,39 @@ class Encryption:
     def fields(self) -> tuple[dict[str, str], bytes]:
         """What stands in the header of the next record, and the key to encrypt it with."""
         assert self.algorithm is not None
+        fields = {"encryption": self.algorithm, "nonce": base64.b64encode(os.urandom(_NONCE)).decode()}
         if self._wrapper is not None:
             if self._records_left <= 0:
                 key = os.urandom(32)
                 self._data_key = key, base64.b64encode(self._wrapper.wrap(key)).decode()
                 self._records_left = _RECORDS_A_DATA_KEY
             self._records_left -= 1
-            key, wrapped = self._data_key
-            return {"encryption": self.algorithm, "wrapped_key": wrapped}, key
-        key_id, key = next(iter(self._keys.items()))
-        return {"encryption": self.algorithm, **({"key_id": key_id} if key_id else {})}, key
+            key, fields["wrapped_key"] = self._data_key
+        else:
+            key_id, key = next(iter(self._keys.items()))
+            if key_id:
+                fields["key_id"] = key_id
+        return fields, key
 
-    def encrypt(self, key: bytes, payload: bytes, bound: bytes) -> bytes:
-        """The nonce and the encrypted payload."""
-        assert self.algorithm is not None
-        nonce = os.urandom(_NONCE)
-        encrypted: bytes = _cipher(self.algorithm, key).encrypt(nonce, payload, bound)
-        return nonce + encrypted
+    def encrypt(self, fields: Mapping[str, str], key: bytes, payload: bytes, bound: bytes) -> bytes:
+        """The encrypted payload of a record, for what `fields` returned."""
+        cipher, nonce = _cipher(fields["encryption"], key), base64.b64decode(fields["nonce"])
+        encrypted: bytes = cipher.encrypt(nonce, payload, bound)
+        return encrypted
 
-    def decrypt(
-        self, where: str, algorithm: str, key_id: str | None, wrapped: str | None, payload: bytes, bound: bytes
-    ) -> bytes:
-        """The payload of a record whose header says these things."""
-        if algorithm not in ALGORITHMS:
-            raise UntrustedRecordError(f"{where}: the record is encrypted with {algorithm!r}, which is not known here")
-        key = self._key(where, key_id, wrapped)
-        try:
-            cipher = _cipher(algorithm, key)
-        except ValueError as error:
-            raise UntrustedRecordError(f"{where}: the key cannot be one of {algorithm}") from error
+    def decrypt(self, where: str, header: Header, payload: bytes, bound: bytes) -> bytes:
+        """The payload of a record with this header."""
+        if header.encryption not in ALGORITHMS:
+            raise UntrustedRecordError(
+                f"{where}: the record is encrypted with {header.encryption!r}, which is not known here"
+            )
+        key = self._key(where, header.key_id, header.wrapped_key)
         from cryptography.exceptions import InvalidTag
 
         try:
-            plain: bytes = cipher.decrypt(payload[:_NONCE], payload[_NONCE:], bound)
-        except (InvalidTag, ValueError) as error:  # a ValueError for a payload shorter than a nonce
+            nonce = base64.b64decode(header.nonce or "", validate=True)
+            plain: bytes = _cipher(header.encryption, key).decrypt(nonce, payload, bound)
+        except (InvalidTag, ValueError) as error:  # a ValueError for a key or nonce of another length
             raise UntrustedRecordError(
                 f"{where}: the record does not decrypt: it was encrypted with another key, or changed, or moved here"
             ) from error
@@ -152,21 +152,20 @@ class Signing:
         """The signature, in hex."""
         return _mac(next(iter(self._keys.values())), bound, payload)
 
-    def verify(
-        self, where: str, signing: str | None, key_id: str | None, signature: str | None, bound: bytes, payload: bytes
-    ) -> None:
+    def verify(self, where: str, header: Header, bound: bytes, payload: bytes) -> None:
         """Raise `UntrustedRecordError` unless the signature is that of one of the keys."""
-        if signing is None or signature is None:
+        if header.signing is None or header.signature is None:
             raise UntrustedRecordError(
                 f"{where}: the record is not signed; say serde_kwargs={{'allow_unsigned': True}} while there are "
                 "records from before signing"
             )
-        key = self._keys.get(key_id or "") if signing == SIGNING else None
+        key_id = header.signing_key_id or ""
+        key = self._keys.get(key_id) if header.signing == SIGNING else None
         if key is None:
             raise UntrustedRecordError(
-                f"{where}: the record is signed with the {signing} key {key_id or ''!r}, which this persister has not"
+                f"{where}: the record is signed with the {header.signing} key {key_id!r}, which this persister has not"
             )
-        if not hmac.compare_digest(_mac(key, bound, payload), signature):
+        if not hmac.compare_digest(_mac(key, bound, payload), header.signature):
             raise UntrustedRecordError(
                 f"{where}: the signature is wrong: the record was signed with another key, or changed, or moved here"
             )

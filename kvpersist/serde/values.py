@@ -25,12 +25,15 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ..errors import DeserializationError, OptionError, SerializationError
+from ..errors import DeserializationError, KvpersistError, OptionError, SerializationError
 from . import arrays
 
 HOLDS_ANYTHING = "the serializers pickle and cloudpickle can hold any value"
 
 MAX_DEPTH = 200  # orjson refuses more than 254 levels, and a tag takes up to three
+
+_ABSENT: Any = object()
+_TEXT = frozenset((str,))
 
 Path = tuple[Any, Any]  # the path of the container, and the key in it
 ROOT: Path = (None, None)
@@ -134,7 +137,7 @@ class TreeSerializer:
                 path_text(path),
             )
         if kind is dict:
-            if self._reserved not in value and all(type(key) is str and _is_unicode(key) for key in value):
+            if self._reserved not in value and _TEXT.issuperset(map(type, value)) and _is_unicode("".join(value)):
                 return {key: self._encoded(each, (path, key), depth + 1) for key, each in value.items()}
             return self._tagged("dict", self._pairs(value, path, depth), {})
         if kind is list:
@@ -373,10 +376,22 @@ _DECODERS: dict[str, _Decoder] = {
     "field": lambda self, value, more: self._from_burr(value, more["name"]),
     "burr": lambda self, value, more: self._from_burr(value),
 }
-for _codec in arrays.CODECS:
-    _DECODERS[_codec.tag] = lambda self, value, more, codec=_codec: codec.loads(  # type: ignore[misc]
-        self._unbinary(value), more
-    )
+
+
+def _decoded_by(codec: arrays.Codec) -> _Decoder:
+    def decode(self: TreeSerializer, value: Any, more: dict[str, Any]) -> Any:
+        data = self._unbinary(value)
+        try:
+            return codec.loads(data, more)
+        except KvpersistError:
+            raise
+        except Exception as error:  # these libraries raise what they like at bytes that are not theirs
+            raise DeserializationError(f"a value tagged {codec.tag!r} is malformed: {error!r}") from error
+
+    return decode
+
+
+_DECODERS.update({codec.tag: _decoded_by(codec) for codec in arrays.CODECS})
 
 
 # What users' classes look like, and how they come back: their fields, without a call of their constructor.
@@ -414,10 +429,14 @@ def _taken_apart(value: Any) -> tuple[str, Any, dict[str, Any]] | None:
 
 def _field_names(kind: type) -> list[str] | None:
     """The fields of a dataclass or an attrs class."""
-    if dataclasses.is_dataclass(kind):
-        return [field.name for field in dataclasses.fields(kind)]
-    of_attrs = getattr(kind, "__attrs_attrs__", None)
-    return None if of_attrs is None else [field.name for field in of_attrs]
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "__attrs_attrs__"):
+        return [field.name for field in _fields(kind)]
+    return None
+
+
+def _fields(kind: Any) -> tuple[Any, ...]:
+    fields: tuple[Any, ...] = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else kind.__attrs_attrs__
+    return fields
 
 
 def _slots(kind: type) -> list[str]:
@@ -440,17 +459,58 @@ def _put_together(
 
 def _dataclass(kind: Any, fields: dict[str, Any], more: dict[str, Any]) -> Any:
     instance = object.__new__(kind)
-    unknown = fields.keys() - (_field_names(kind) or [])
-    if unknown:
-        raise DeserializationError(f"{_full_name(kind)} has no field {', '.join(sorted(unknown))} any more")
+    names = _field_names(kind) or []
+    _refuse_lost(kind, fields.keys() - names)
     for name, value in fields.items():
         object.__setattr__(instance, name, value)
+    for field in _fields(kind):  # those that the class has got since
+        if field.name not in fields and not hasattr(instance, field.name):
+            default = _default(kind, field, instance)
+            if default is not _ABSENT:
+                object.__setattr__(instance, field.name, default)
     return instance
+
+
+def _default(kind: type, field: Any, instance: Any) -> Any:
+    """What a field of a dataclass or an attrs class is where nobody said; absent if nobody has to."""
+    if dataclasses.is_dataclass(kind):
+        if field.default_factory is not dataclasses.MISSING:
+            return field.default_factory()
+        if field.default is not dataclasses.MISSING:
+            return field.default
+    else:
+        import attr
+
+        if isinstance(field.default, attr.Factory):  # type: ignore[arg-type]
+            return field.default.factory(*[instance] * field.default.takes_self)
+        if field.default is not attr.NOTHING:
+            return field.default
+    if field.init:
+        raise DeserializationError(f"{_full_name(kind)} has a field {field.name}, which the record lacks")
+    return _ABSENT
+
+
+def _refuse_lost(kind: type, names: Iterable[str]) -> None:
+    lost = sorted(names)
+    if lost:
+        raise DeserializationError(f"{_full_name(kind)} has no field {', '.join(lost)} any more")
+
+
+def _namedtuple(kind: Any, values: list[Any], more: dict[str, Any]) -> Any:
+    if len(values) != len(kind._fields):
+        raise DeserializationError(f"{_full_name(kind)} has {len(kind._fields)} fields, and the record {len(values)}")
+    return tuple.__new__(kind, values)
 
 
 def _pydantic_model(kind: Any, fields: dict[str, Any], more: dict[str, Any]) -> Any:
     import pydantic
 
+    _refuse_lost(kind, (name for name in fields if name not in kind.model_fields and not hasattr(kind, name)))
+    for name, field in kind.model_fields.items():
+        if name not in fields:
+            if field.is_required():
+                raise DeserializationError(f"{_full_name(kind)} has a field {name}, which the record lacks")
+            fields[name] = field.get_default(call_default_factory=True)
     instance = kind.__new__(kind)
     pydantic.BaseModel.__setstate__(
         instance,
@@ -476,7 +536,7 @@ _DECODERS.update(
         "namedtuple": _put_together(
             "namedtuple",
             lambda kind: issubclass(kind, tuple) and hasattr(kind, "_fields"),
-            lambda kind, values, _: tuple.__new__(kind, values),
+            _namedtuple,
         ),
         "dataclass": _put_together("dataclass", lambda kind: _field_names(kind) is not None, _dataclass),
         "pydantic": _put_together("pydantic model", _is_pydantic_model, _pydantic_model),
