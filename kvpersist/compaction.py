@@ -259,6 +259,7 @@ class Parts:
         absent = [block for block in wanted if block not in known and block != sequence_id]
         if absent:
             yield from self._fetch(serde, app, absent, known)
+            self.cache.add(app, known.values())
         return known
 
     def _fetch(self, serde: Serde, app: str, absent: list[int], known: dict[int, Base]) -> Step[None]:

@@ -277,7 +277,10 @@ class History:
                 newest = max(newest, record.sequence_id)
                 header, sealed = self._decoded(value, key, record)
                 if include_failed or header.status == "completed":
-                    found = yield from self._opened(app, key, value, header, sealed, fetched, only=True)
+                    if header.bases:
+                        found = yield from self._rebuilt(app, key, value, header, sealed, fetched, only=True)
+                    else:
+                        found = Record(header, self.serde.loads(header, sealed))
                     if found is not None:
                         break
             if found is not None or after is None or _beyond_records(app, after):
@@ -333,7 +336,9 @@ class History:
             return None
         # Burr has one position a sequence id; where there are more, the last completed one is the answer.
         header, sealed, key, value = max(found, key=lambda each: (each[0].status == "completed", each[0].created_at))
-        return (yield from self._opened(app, key, value, header, sealed, fetched))
+        if not header.bases:
+            return Record(header, self.serde.loads(header, sealed))
+        return (yield from self._rebuilt(app, key, value, header, sealed, fetched))
 
     def _load_last_written(self, partition_key: str | None, include_failed: bool) -> Step[Record | None]:
         last: Record | None = None
@@ -404,7 +409,7 @@ class History:
     def _decoded(self, value: bytes, key: str, record: RecordId) -> tuple[Header, Sealed]:
         return self.serde.decode(self.namespace, value, key, record)
 
-    def _opened(
+    def _rebuilt(
         self,
         app: str,
         key: str,
@@ -415,9 +420,7 @@ class History:
         *,
         only: bool = False,
     ) -> Step[Record | None]:
-        """A record with its state; None where it was deleted meanwhile, and its parts with it."""
-        if not header.bases:
-            return Record(header, self.serde.loads(header, sealed))
+        """A record that has parts; None where it was deleted meanwhile, and they with it."""
         try:
             base = yield from self._base_of(app, key, header, fetched, only=only)
         except CorruptPartError as error:
