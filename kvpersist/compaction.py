@@ -102,15 +102,14 @@ class Base:
 
     def patch(self, payload: bytes) -> bytes:
         """What `unpatch` makes the payload of, with this part's."""
-        if len(payload) > 2 * len(self.payload):  # the tables of a much smaller base would be too small for it
-            dictionary, parameters = _dictionary(self.payload, len(payload))
-        else:
-            if self._prepared is None:
-                dictionary, parameters = _dictionary(self.payload, len(payload))
-                # Takes as long as all else together, and serves the next K - 1 saves as well.
-                dictionary.precompute_compress(compression_params=parameters)
-                self._prepared = dictionary, parameters
-            dictionary, parameters = self._prepared
+        prepared = self._prepared
+        if len(payload) > 2 * len(self.payload):  # for which the tables of a much smaller base would be too small
+            prepared = _dictionary(self.payload, len(payload))
+        elif prepared is None:
+            prepared = self._prepared = _dictionary(self.payload, len(payload))
+            # Takes as long as all else together, and serves the next K - 1 saves as well.
+            prepared[0].precompute_compress(compression_params=prepared[1])
+        dictionary, parameters = prepared
         patched: bytes = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters).compress(payload)
         return patched
 
@@ -333,6 +332,17 @@ class Parts:
         if own or not self._backend.atomic_create:
             name = f"{block}.{digest[:32]}"
         return New(keys.part_key(app, name), value, Base(name, base.chain if base else (), digest, payload))
+
+    def put(self, app: str, known: dict[int, Base], made: list[New], *more: tuple[str, bytes]) -> Step[bool]:
+        """Write new parts and then `more`, all of which must be new too; returns whether they all were.
+
+        One round trip where the store can do that.
+        """
+        won = yield from self._backend.put_many([*((new.key, new.value) for new in made), *more])
+        if won:
+            self.cache.add(app, (*known.values(), *(new.base for new in made)))
+            self.cache.saw_parts(app, True)
+        return won
 
     def write(
         self, serde: Serde, app: str, sequence_id: int, payload: bytes, created_at: str, known: dict[int, Base]

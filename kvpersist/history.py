@@ -147,7 +147,7 @@ class History:
 
         value = encoded(base)
         if self.on_conflict == "overwrite":
-            if parts:
+            if parts and not (yield from self.parts.put(app, known, parts)):
                 value = encoded((yield from self.parts.write(self.serde, app, sequence_id, payload, created_at, known)))
             yield from self.backend.put(key, value)
             return
@@ -161,10 +161,7 @@ class History:
 
             yield from self._set_aside(app, sequence_id, stays)
         if parts:
-            won = yield from self.backend.put_many([*((part.key, part.value) for part in parts), (key, value)])
-            if won:
-                self.parts.cache.add(app, (*known.values(), *(part.base for part in parts)))
-                self.parts.cache.saw_parts(app, True)
+            won = yield from self.parts.put(app, known, parts, (key, value))
         else:
             won = yield from self.backend.put(key, value, "create")
         while not won:

@@ -213,9 +213,9 @@ def test_bounds_on_sqlite(states: list[dict[str, Any]], tmp_path: Path) -> None:
     other = Persister.from_url(url)
     statements = statements_of(other)
     statements.clear()
-    other.save("p", "a", 1002, "answer", states[1002], "completed")
+    other.save("p", "a", 1001, "answer", states[1001], "completed")
     assert len(statements) == 2
-    check(other, states[:1001], step=101)
+    check(other, states[:1002], step=101)
     for each in (persister, fresh, other):
         each.cleanup()
 
