@@ -241,7 +241,7 @@ class Parts:
 
     # Writing
 
-    def known(self, serde: Serde, app: str, sequence_id: int, payload: bytes) -> Step[dict[int, Base]]:
+    def known(self, serde: Serde, app: str, sequence_id: int) -> Step[dict[int, Base]]:
         """The parts that a record may be written against: remembered, or fetched in one round trip."""
         now = time.time()
         trusted = {
@@ -252,8 +252,6 @@ class Parts:
         }
         wanted = blocks(sequence_id)
         known = {block: trusted[block] for block in wanted if block in trusted}
-        if sequence_id in known and known[sequence_id].payload != payload:
-            del known[sequence_id]  # of another way that the app went: this one gets parts of its own
         # The part at this very step is most likely to be made now; if it is there already, writing it tells.
         absent = [block for block in wanted if block not in known and block != sequence_id]
         if absent:

@@ -137,7 +137,7 @@ class History:
         created_at = dt.datetime.now(dt.timezone.utc).isoformat(timespec="microseconds")
         payload = self.serde.dumps(state if type(state) is dict else dict(state))
         if self.compact_history and THRESHOLD <= len(payload) <= min(LARGEST, self.serde.max_size):
-            known = yield from self.parts.known(self.serde, app, sequence_id, payload)
+            known = yield from self.parts.known(self.serde, app, sequence_id)
             parts, base = self.parts.made(self.serde, app, sequence_id, payload, created_at, known)
         else:
             known, parts, base = {}, [], None

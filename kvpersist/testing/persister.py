@@ -335,7 +335,7 @@ class PersisterContract(FaceFixtures):
     def test_writers_of_large_states_race(self, persister: Any, face: Face) -> None:
         chats = _chats(20)
         for number in (0, 7, 49):
-            saves = [
+            saves: list[Any] = [
                 ("p", "a", number, "step", State({"chat": chats[10 + writer]}), "completed") for writer in range(8)
             ]
             results = face.at_once(persister, "save", saves)
