@@ -21,7 +21,7 @@ from burr.core import State
 from burr.core.persistence import SQLitePersister
 
 from kvpersist import Persister
-from kvpersist.compaction import CACHED, K, Cache
+from kvpersist.compaction import CACHED, Cache, K
 from kvpersist.steps import run
 
 from .pairs import compare, heading, row
