@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
-from . import __version__, keys, records
+from . import keys
 from .backends import PAGE, Backend
 from .errors import ConflictError, InvalidIdError, InvalidKeyError, OptionError
 from .keys import RecordId
 from .records import Header, Status
-from .serde import Serde
+from .serde import Sealed, Serde
 from .steps import Step, gather
 from .urls import redacted
 
@@ -101,10 +101,9 @@ class History:
         app = keys.app_prefix(self.namespace, partition_key, app_id)
         key = app + keys.record_name(sequence_id, position)
         record = RecordId(partition_key, app_id, sequence_id, position)
-        writer = self.serde.writer
         created_at = dt.datetime.now(dt.timezone.utc).isoformat(timespec="microseconds")
-        payload = writer.dumps(state if type(state) is dict else dict(state))
-        value = records.encode(record, status, created_at, writer.name, __version__, payload)
+        payload = self.serde.dumps(state if type(state) is dict else dict(state))
+        value = self.serde.encode(self.namespace, record, status, created_at, payload)
         if self.on_conflict == "overwrite":
             yield from self.backend.put(key, value)
             return
@@ -124,7 +123,7 @@ class History:
             if stored is None:  # deleted meanwhile
                 won = yield from self.backend.put(key, value, "create")
                 continue
-            header, stored_payload = records.decode(stored, key, record)
+            header, stored_payload = self._decoded(stored, key, record)
             settled = self._settled(header, stored_payload, status, payload)
             if settled == "same":
                 break
@@ -194,10 +193,10 @@ class History:
         return 0
 
     def _settled(
-        self, header: Header, stored: bytes, status: Status, payload: bytes
+        self, header: Header, stored: Sealed, status: Status, payload: bytes
     ) -> Literal["same", "gives way", "conflict"]:
         """What the record stored under a new one's key means for it."""
-        if header.status == status and header.serializer == self.serde.writer.name and stored == payload:
+        if header.status == status and self.serde.is_same(header, stored, payload):
             return "same"  # the retry of a save whose answer was lost
         return "gives way" if header.status == "failed" else "conflict"
 
@@ -223,7 +222,7 @@ class History:
             found = yield from self._latest(app, include_failed)
         return None if found is None else self._opened(*found)
 
-    def _latest(self, app: str, include_failed: bool) -> Step[tuple[Header, bytes] | None]:
+    def _latest(self, app: str, include_failed: bool) -> Step[tuple[Header, Sealed] | None]:
         after, limit, newest = None, 1, -1
         while True:
             page = yield from self.backend.scan(app, after=after, limit=limit, values=True)
@@ -233,7 +232,7 @@ class History:
                 if record is None or value is None:
                     continue
                 newest = max(newest, record.sequence_id)
-                found = records.decode(value, key, record)
+                found = self._decoded(value, key, record)
                 if include_failed or found[0].status == "completed":
                     break
                 found = None
@@ -242,13 +241,13 @@ class History:
                 return found
             after, limit = page.after, min(4 * limit, VALUES_PAGE)
 
-    def _with_sequence_id(self, app: str, name: str) -> Step[tuple[Header, bytes] | None]:
+    def _with_sequence_id(self, app: str, name: str) -> Step[tuple[Header, Sealed] | None]:
         page = yield from self.backend.scan(app + name, values=True)
         found = []
         for key, value in page.entries:
             record = self._record_at(app, key)
             if record is not None and value is not None:
-                found.append(records.decode(value, key, record))
+                found.append(self._decoded(value, key, record))
         # Burr has one position a sequence id.  Where there are more, the answer is the one that is the latest too.
         completed = [each for each in found if each[0].status == "completed"]
         return next(iter(completed or found), None)
@@ -307,7 +306,7 @@ class History:
                 continue
             record = self._record_at(app, key, set_aside=True)
             if record is not None:
-                header, _ = records.decode(value, key, record)
+                header, _ = self._decoded(value, key, record)
                 headers.append(replace(header, set_aside=_beyond_records(app, key)))
         after = page.after
         if after is not None and not include_set_aside and _beyond_records(app, after):
@@ -330,8 +329,11 @@ class History:
             if after is None:
                 return found
 
-    def _opened(self, header: Header, payload: bytes) -> Record:
-        return Record(header, self.serde.reader(header.serializer).loads(payload))
+    def _decoded(self, value: bytes, key: str, record: RecordId) -> tuple[Header, Sealed]:
+        return self.serde.decode(self.namespace, value, key, record)
+
+    def _opened(self, header: Header, payload: Sealed) -> Record:
+        return Record(header, self.serde.loads(header, payload))
 
     def _record_at(self, app: str, key: str, *, set_aside: bool = False) -> RecordId | None:
         """The record that lives at a key below an app; None where none does, with a warning for what is not ours."""
@@ -398,7 +400,7 @@ class History:
                 if record is None or not (live or include_set_aside):
                     continue
                 if value is not None:
-                    header, _ = records.decode(value, key, record)
+                    header, _ = self._decoded(value, key, record)
                     if live and kept < keep:
                         kept += header.status == "completed"
                         continue
