@@ -56,7 +56,7 @@ def test_any_record_comes_back(of: RecordId, payload: bytes, status: Any, signat
         CREATED,
         "x",
         "0.1.0",
-        len(payload),
+        size=len(payload),
         compression="zstd",
         signature=signature,
     )
