@@ -203,7 +203,8 @@ class FsspecBackend(Backend):
 
     async def _read_all(self, client: Client, paths: list[str]) -> list[bytes | None]:
         def body(path: str) -> Step[bytes | None]:
-            return (yield self._read(client, path))
+            value: bytes | None = yield self._read(client, path)
+            return value
 
         return await arun(gather(body(path) for path in paths))
 

@@ -112,7 +112,12 @@ class S3Backend(BucketBackend):
         return self._kind(asynchronous=self.asynchronous, skip_instance_cache=True, **settings)
 
     async def _prepare(self, client: Client) -> None:
-        await client.filesystem.set_session()
+        from botocore.handlers import set_list_objects_encoding_type_url
+
+        session = await client.filesystem.set_session()
+        # Our keys need no encoding in a listing, and LocalStack compares an encoded key with a StartAfter
+        # that is not, so that its pages would never end.
+        session.meta.events.unregister("before-parameter-build.s3.ListObjectsV2", set_list_objects_encoding_type_url)
         await super()._prepare(client)
 
     async def _finish(self, client: Client) -> None:
