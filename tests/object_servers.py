@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -68,7 +69,13 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def running(command: list[str], ready: Callable[[], object], seconds: float = 60, **settings: Any) -> Iterator[None]:
+def running(
+    command: list[str],
+    ready: Callable[[], object],
+    seconds: float = 60,
+    stop: signal.Signals = signal.SIGTERM,
+    **settings: Any,
+) -> Iterator[None]:
     """A server process, from when `ready` no longer raises until the end of the block."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **settings)
@@ -85,7 +92,7 @@ def running(command: list[str], ready: Callable[[], object], seconds: float = 60
                     time.sleep(0.05)
             yield
         finally:
-            process.terminate()
+            process.send_signal(stop)
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
@@ -144,9 +151,11 @@ def seaweedfs() -> Iterator[ObjectServer]:
             f"-s3.port={s3}",
             f"-s3.port.grpc={grpc[3]}",
             "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
             f"-s3.config={config}",
         ]
-        with running(command, lambda: _make_bucket(server), cwd=folder):
+        # Killed: a clean stop takes ten seconds, and what it holds is thrown away.
+        with running(command, lambda: _make_bucket(server), stop=signal.SIGKILL, cwd=folder):
             yield server
 
 

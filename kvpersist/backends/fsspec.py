@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -105,7 +105,10 @@ class FsspecBackend(Backend):
         values: bool = False,
         delimiter: Literal["/"] | None = None,
     ) -> Step[Page]:
-        self._path(max(prefix, after or ""))
+        self._path(max(prefix, after or "", key=len))
+        start, end = scan_range(prefix, after, children=delimiter is not None)
+        if start >= end:
+            return Page([], None)
         return (yield from self._call(self._scan, prefix, after, limit or PAGE, values, delimiter))
 
     def delete(self, keys: Iterable[str]) -> Step[None]:
@@ -155,7 +158,12 @@ class FsspecBackend(Backend):
         yield self._on_loop(self._finish, client)
 
     def _abandon(self, client: Client) -> None:
-        """Let go of a client whose event loop has been closed."""
+        # On a closed loop there is nothing to wait for: what closes marks itself as closed, and the sockets
+        # go when they are collected.
+        finishing = self._finish(client)
+        with contextlib.suppress(StopIteration, Exception):
+            finishing.send(None)
+        finishing.close()
 
     async def _prepare(self, client: Client) -> None:
         """Connect."""
@@ -163,7 +171,7 @@ class FsspecBackend(Backend):
     async def _finish(self, client: Client) -> None:
         """Disconnect."""
 
-    def _on_loop(self, function: Callable[..., Awaitable[T]], *args: Any) -> Any:
+    def _on_loop(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> Any:
         """What `function` returns: to be awaited in the async face, at once in the sync face."""
         if self.asynchronous:
             return function(*args)
@@ -171,7 +179,7 @@ class FsspecBackend(Backend):
 
         return sync(get_loop(), function, *args)
 
-    def _call(self, function: Callable[..., Awaitable[T]], *args: Any) -> Step[T]:
+    def _call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> Step[T]:
         """The one place where work is done."""
         try:
             client = yield from self._clients.get()

@@ -214,7 +214,7 @@ class S3Backend(BucketBackend):
         if code in _ELSEWHERE:
             return StoreError(
                 f"{where}: the bucket is in another region than the one that was asked ({code}): {what}; "
-                'say storage_options={"client_kwargs": {"region_name": ...}}'
+                f'say storage_options={{"client_kwargs": {{"region_name": {_region(error)!r}}}}}'
             )
         if code in _BUSY or code[:1] == "5" or code in ("429", "TooManyRequests"):
             return StoreUnavailableError(f"{where}: the store is too busy, also after retries ({code}): {what}")
@@ -229,11 +229,21 @@ class S3Backend(BucketBackend):
         return super()._translated(error)
 
 
-def _code(error: BaseException | None) -> str:
-    """The code of S3's own that an exception of s3fs or botocore stands for, or nothing."""
+def _answer(error: BaseException | None) -> dict[str, Any]:
+    """What S3 said, where an exception of s3fs or botocore stands for an answer of S3's."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
+            return response
         error = error.__cause__
-    return ""
+    return {}
+
+
+def _code(error: BaseException) -> str:
+    return str(_answer(error).get("Error", {}).get("Code", ""))
+
+
+def _region(error: BaseException) -> str:
+    answer = _answer(error)
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(answer.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region") or "...")
