@@ -103,8 +103,10 @@ class TestBackend(OnServers, BackendContract):
         """SeaweedFS orders a folder's entries by their names without the slash (``b/c`` before ``b-c/d``), and
         starting after the name of a folder skips what is in it."""
         if server.name == "seaweedfs":
-            others = [key for key in contract.HOSTILE_ORDER if key not in ("o/b/c", "o/b0/d", "d/9223372036/x")]
-            monkeypatch.setattr(contract, "HOSTILE_ORDER", others)
+            known = contract.HOSTILE_ORDER
+            ordered = [key for key in known if key != "o/b0/d" and not _in_a_folder_that_begins_a_sibling(key, known)]
+            assert len(ordered) >= len(known) - 4
+            monkeypatch.setattr(contract, "HOSTILE_ORDER", ordered)
 
     def test_delete(self, store: Any, server: ObjectServer) -> None:
         if server.name != "seaweedfs":
@@ -117,6 +119,11 @@ class TestBackend(OnServers, BackendContract):
         store.delete([])
         assert [key for key, _ in store.scan().entries] == ["b/1"]
         assert store.put("a/1", b"y", mode="create") is True
+
+
+def _in_a_folder_that_begins_a_sibling(key: str, keys: list[str]) -> bool:
+    folders = [key[:index] for index, letter in enumerate(key) if letter == "/"]
+    return any(other.startswith(folder) and "" < other[len(folder) :] < "/" for folder in folders for other in keys)
 
 
 class TestPersister(OnServers, PersisterContract):
@@ -482,7 +489,6 @@ def test_what_others_write_is_seen_at_once(face: Face, server: ObjectServer, url
 
 
 @on("moto", "gcs")
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # sockets of loops that were closed over them
 def test_one_persister_on_several_event_loops(server: ObjectServer, url: str, caplog: pytest.LogCaptureFixture) -> None:
     persister = AsyncPersister.from_url(url, storage_options=server.storage_options)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -44,6 +44,8 @@ class Client(NamedTuple):
     """An `AsyncFileSystem`; only its coroutines (``_ls``, ``_cat_file``) are called."""
     lock: asyncio.Lock
     """Held between a look and the write that depends on it, where the filesystem has nothing better."""
+    connection: AsyncGenerator[None, None]
+    """Disconnects when it is closed, which an event loop does to its generators before it ends."""
 
 
 class FsspecBackend(Backend):
@@ -150,25 +152,31 @@ class FsspecBackend(Backend):
     def _connect(self) -> Step[Client]:
         # Finding credentials may read files or ask a metadata server.
         filesystem = yield asyncio.to_thread(self._make) if self.asynchronous else self._make()
-        client = Client(filesystem, asyncio.Lock())
+        client = Client(filesystem, asyncio.Lock(), self._connection(filesystem))
         yield self._on_loop(self._prepare, client)
         return client
 
     def _disconnect(self, client: Client) -> Step[None]:
-        yield self._on_loop(self._finish, client)
+        yield self._on_loop(client.connection.aclose)
 
     def _abandon(self, client: Client) -> None:
-        # On a closed loop there is nothing to wait for: what closes marks itself as closed, and the sockets
-        # go when they are collected.
-        finishing = self._finish(client)
-        with contextlib.suppress(StopIteration, Exception):
-            finishing.send(None)
-        finishing.close()
+        # On a loop that was closed in the midst of things there is nothing to wait for.
+        closing = client.connection.aclose()
+        with contextlib.suppress(StopIteration, StopAsyncIteration, Exception):
+            closing.send(None)
+        closing.close()
+
+    async def _connection(self, filesystem: Any) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self._finish(filesystem)
 
     async def _prepare(self, client: Client) -> None:
         """Connect."""
+        await anext(client.connection)
 
-    async def _finish(self, client: Client) -> None:
+    async def _finish(self, filesystem: Any) -> None:
         """Disconnect."""
 
     def _on_loop(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> Any:
@@ -233,7 +241,7 @@ class FsspecBackend(Backend):
     async def _pipe(self, client: Client, path: str, value: bytes) -> None:
         try:
             await client.filesystem._pipe_file(path, value)
-        except FileNotFoundError:  # no folder yet
+        except Exception:  # noqa: BLE001  no folder yet, of which each filesystem speaks in its own way
             await client.filesystem._makedirs(path.rpartition("/")[0], exist_ok=True)
             await client.filesystem._pipe_file(path, value)
 
@@ -284,8 +292,9 @@ class FsspecBackend(Backend):
         def body(path: str) -> Step[None]:
             try:
                 yield client.filesystem._rm_file(path)
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                return
+            except Exception:  # of what is not there, each filesystem speaks in its own way
+                if (yield self._read(client, path)) is not None:
+                    raise
 
         await arun(gather(body(path) for path in paths))
 

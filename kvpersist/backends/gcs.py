@@ -49,8 +49,8 @@ class GCSBackend(BucketBackend):
         settings = {**self._settings, "use_listings_cache": False}
         return self._kind(asynchronous=self.asynchronous, skip_instance_cache=True, **settings)
 
-    async def _finish(self, client: Client) -> None:
-        session = await client.filesystem._set_session()
+    async def _finish(self, filesystem: Any) -> None:
+        session = await filesystem._set_session()
         await session.close()
 
     async def _make_bucket(self, client: Client) -> None:

@@ -75,6 +75,7 @@ class BucketBackend(FsspecBackend):
         return self._prefix + key
 
     async def _prepare(self, client: Client) -> None:
+        await super()._prepare(client)
         if self._create_bucket:
             await self._make_bucket(client)
 
@@ -120,8 +121,8 @@ class S3Backend(BucketBackend):
         session.meta.events.unregister("before-parameter-build.s3.ListObjectsV2", set_list_objects_encoding_type_url)
         await super()._prepare(client)
 
-    async def _finish(self, client: Client) -> None:
-        session = await client.filesystem.set_session()
+    async def _finish(self, filesystem: Any) -> None:
+        session = await filesystem.set_session()
         await session.close()
 
     async def _request(self, client: Client, operation: str, **parameters: Any) -> Any:
