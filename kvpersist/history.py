@@ -20,6 +20,7 @@ from .keys import RecordId
 from .records import Header, Status
 from .serde import Serde
 from .steps import Step, gather
+from .urls import redacted
 
 OnConflict = Literal["error", "overwrite", "rewind"]
 ON_CONFLICT: Final = ("error", "overwrite", "rewind")
@@ -74,7 +75,7 @@ class History:
             raise OptionError(f"the namespace must be a non-empty str, not {namespace!r}")
         if on_conflict == "error" and not backend.atomic_create:
             raise OptionError(
-                f"{backend.url}: this store cannot create a record only where there is none, so two workers that "
+                f"{redacted(backend.url)}: this store cannot create a record only where there is none, so two workers that "
                 "race on one app would not find out; say on_conflict='overwrite' if there is one worker an app"
             )
         self.backend = backend
