@@ -249,3 +249,14 @@ def object_servers() -> Iterator[Callable[[str], ObjectServer]]:
             return started[name]
 
         yield server
+
+
+@pytest.fixture(scope="session")
+def ftp_server() -> Iterator[str]:
+    """``user:password@host:port`` of an FTP server."""
+    with tempfile.TemporaryDirectory() as folder:
+        (port,) = free_ports(1)
+        command = [sys.executable, "-W", "ignore", "-m", "pyftpdlib", "-i", "127.0.0.1", "-p", str(port), "-w"]
+        command += ["-d", folder, "-u", "tests", "-P", "tests"]
+        with running(command, lambda: socket.create_connection(("127.0.0.1", port), 1).close()):
+            yield f"tests:tests@127.0.0.1:{port}"
