@@ -75,8 +75,8 @@ class History:
             raise OptionError(f"the namespace must be a non-empty str, not {namespace!r}")
         if on_conflict == "error" and not backend.atomic_create:
             raise OptionError(
-                f"{redacted(backend.url)}: this store cannot create a record only where there is none, so two workers that "
-                "race on one app would not find out; say on_conflict='overwrite' if there is one worker an app"
+                f"{redacted(backend.url)}: this store cannot create a record only where there is none, so two workers "
+                "that race on one app would not find out; say on_conflict='overwrite' if there is one worker an app"
             )
         self.backend = backend
         self.namespace = namespace
