@@ -190,7 +190,9 @@ class S3Backend(BucketBackend):
             children = [each["Prefix"][own:] for each in page.get("CommonPrefixes", ())]
             found = sorted(key for key in keys + children if key != after)
             if found or not page.get("IsTruncated"):
-                return found, max(found) if page.get("IsTruncated") else None
+                # The server's own last, not ours: SeaweedFS orders folders without their slash.
+                last = max(each[-1] for each in (keys, children) if each) if found else None
+                return found, last if page.get("IsTruncated") else None
             parameters["ContinuationToken"] = page["NextContinuationToken"]
 
     async def _delete(self, client: Client, paths: list[str]) -> None:
