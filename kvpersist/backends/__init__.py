@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from ..errors import ClosedError
+from ..errors import ClosedError, OptionError, StoreError
 from ..steps import Step, arun, gather
 
 PAGE = 1000
@@ -96,7 +96,21 @@ class Backend(abc.ABC):
     def delete(self, keys: Iterable[str]) -> Step[None]:
         """Remove keys.  An absent one is no error."""
 
+    @classmethod
+    def of_client(cls, client: Any, *, asynchronous: bool, **options: Any) -> Backend:
+        """The store behind a driver's client that the caller made and will close; optional.
+
+        Raises:
+            OptionError: a client that cannot be used here.
+        """
+        raise OptionError(f"{cls.__name__} cannot be made of a client")
+
     def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(getattr(self, "_clients", None), GivenClient):
+            raise StoreError(
+                f"{self.url}: a store made of a client cannot be pickled, copied or sent to another process; "
+                "make it from its URL"
+            )
         return _rebuilt, (type(self), self.url, self.asynchronous, self.options)
 
 
@@ -160,6 +174,14 @@ class Clients(Generic[C]):
             self._tasks.pop(loop, None)  # the next caller tries again
             raise
 
+    def drop(self, client: C) -> None:
+        """Forget a client that is of no more use, so that the next `get` makes another."""
+        if self._sync is client:
+            self._sync = None
+        for loop, task in list(self._tasks.items()):
+            if task.done() and not task.cancelled() and task.exception() is None and task.result() is client:
+                del self._tasks[loop]
+
     def close(self) -> Step[None]:
         """Disconnect.  From now on `get` raises `ClosedError`."""
         self._closed = True
@@ -185,6 +207,29 @@ class Clients(Generic[C]):
         self._lock = threading.Lock()
         self._sync = None
         self._tasks = {}
+
+
+class GivenClient(Generic[C]):
+    """In the place of `Clients`, a client that the caller made: it is used, and never closed by us."""
+
+    def __init__(self, client: C) -> None:
+        self._client = client
+        self._closed = False
+
+    def get(self) -> Step[C]:
+        """The client."""
+        yield from ()
+        if self._closed:
+            raise ClosedError("this store was closed; open it anew")
+        return self._client
+
+    def drop(self, client: C) -> None:
+        """Nothing: there is no other."""
+
+    def close(self) -> Step[None]:
+        """From now on `get` raises `ClosedError`; the client stays as it is."""
+        yield from ()
+        self._closed = True
 
 
 _all_clients: weakref.WeakSet[Clients[Any]] = weakref.WeakSet()
