@@ -237,7 +237,9 @@ class MongoDBBackend(Backend):
     def _connect(self) -> Step[Any]:
         yield from ()
         kind: Any = pymongo.AsyncMongoClient if self.asynchronous else pymongo.MongoClient
-        given = {"timeoutMS": round(self._timeout * 1000), **self._driver_options}
+        milliseconds = round(self._timeout * 1000)
+        # The second is how long closing waits for a server that is gone.
+        given = {"timeoutMS": milliseconds, "serverSelectionTimeoutMS": milliseconds, **self._driver_options}
         texts = {name: value for name, value in given.items() if isinstance(value, str)}
         options = {name: value for name, value in given.items() if name not in texts}
         url = self.url if urlsplit(self.url).path else f"{self.url}/"
