@@ -17,17 +17,14 @@ from kvpersist import ALL, AsyncPersister, ConflictError, OptionError, Persister
 from kvpersist.testing.faces import Face, FaceFixtures
 
 NO_HANG = 30
-"""Seconds in which whatever has a timeout of 1 s must have ended, on a machine however slow."""
+"""Seconds in which whatever has a timeout of a second or two must have ended, on a machine however slow."""
 
 
-class ServerContract(FaceFixtures):
+class SharedStoreContract(FaceFixtures):
     """Needs a fixture `server`, of the module's scope and with its data on disk, and the methods below."""
 
-    ignore = staticmethod(lambda data: False)
-    """What the proxy does not count."""
-
     def url(self, port: int) -> str:
-        """The store on the server at a port, with a timeout of 1 second."""
+        """The store on the server at a port, with a timeout of a second or two."""
         raise NotImplementedError
 
     def client(self, url: str, *, asynchronous: bool) -> Any:
@@ -38,6 +35,81 @@ class ServerContract(FaceFixtures):
     def place(self) -> dict[str, Any]:
         """The options that name a new, empty place on the server."""
         raise NotImplementedError
+
+    # Races
+
+    def test_two_processes_race_for_300_saves(self, server: Server, place: dict[str, Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        barrier = context.Barrier(2)
+        queue = context.Queue()
+        racers = [
+            context.Process(target=race, args=(self.url(server.port), place, name, barrier, queue))
+            for name in ("one", "other")
+        ]
+        for racer in racers:
+            racer.start()
+        won = dict(queue.get(timeout=60) for _ in racers)
+        for racer in racers:
+            racer.join()
+        assert sorted(won["one"] + won["other"]) == list(range(300))
+        with Persister.from_url(self.url(server.port), **place) as persister:
+            for name, numbers in won.items():
+                for number in numbers:
+                    assert persister.load("p", f"app{number}", number)["state"]["n"] == name
+            assert len(persister.list_app_ids("p")) == 300
+
+    def test_deleting_while_others_save(self, face: Face, server: Server, place: dict[str, Any]) -> None:
+        persister = face.persister(self.url(server.port), **place)
+        store = face.store(self.url(server.port), **place)
+        for attempt in range(30):
+            going, coming = f"n/p{attempt}/a/1", f"n/p{attempt}/a/2"
+            store.put(going, b"x")
+            results = at_once(face, store, [("delete", [going]), ("put", coming, b"y")])
+            assert results == [None, True]
+            assert store.scan(f"n/p{attempt}/", delimiter="/").entries == [(f"n/p{attempt}/a/", None)]
+            assert store.get(coming) == b"y"
+            results = at_once(face, store, [("delete", [coming]), ("delete", [coming])])
+            assert results == [None, None]
+        assert store.scan("", delimiter="/").entries == []
+        assert persister.prune(ALL, keep_last=1) == 0
+
+    # Clients that are handed in
+
+    def test_a_client_can_be_handed_in(self, face: Face, server: Server, place: dict[str, Any]) -> None:
+        kind = AsyncPersister if face.asynchronous else Persister
+        client = self.opened(face, self.url(server.port))
+        persister = face.adopt(kind.from_client(client, **place))
+        persister.initialize()
+        persister.save("p", "a", 1, "step", state(1), "completed")
+        assert persister.load("p", "a")["state"]["n"] == 1
+        with pytest.raises(StoreError, match="made of a client"):
+            pickle.dumps(persister._target if face.asynchronous else persister)
+        persister.cleanup()
+        twin = face.adopt(kind.from_client(client, **place))  # the client is as it was
+        assert twin.load("p", "a")["state"]["n"] == 1
+        with pytest.raises(OptionError, match="'colour'"):
+            kind.from_client(client, colour="red")
+        other = Persister if face.asynchronous else AsyncPersister
+        with pytest.raises(OptionError, match="client"):
+            other.from_client(client)
+        self.closed(face, client)
+
+    def opened(self, face: Face, url: str) -> Any:
+        client = self.client(url, asynchronous=face.asynchronous)
+        return face.loop.run_until_complete(client) if hasattr(client, "__await__") else client
+
+    def closed(self, face: Face, client: Any) -> None:
+        close = getattr(type(client), "aclose", type(client).close)
+        result = close(client)
+        if face.asynchronous:
+            face.loop.run_until_complete(result)
+
+
+class ServerContract(SharedStoreContract):
+    """The whole, for a server that a proxy can stand before."""
+
+    ignore = staticmethod(lambda data: False)
+    """What the proxy does not count."""
 
     @pytest.fixture
     def proxy(self, server: Server) -> Iterator[TCPProxy]:
@@ -160,74 +232,6 @@ class ServerContract(FaceFixtures):
         with pytest.raises(StoreUnavailableError) as caught:
             face.persister(self.url(free_port())).load("p", "a")
         assert caught.value.__cause__ is not None
-
-    # Races
-
-    def test_two_processes_race_for_300_saves(self, server: Server, place: dict[str, Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        barrier = context.Barrier(2)
-        queue = context.Queue()
-        racers = [
-            context.Process(target=race, args=(self.url(server.port), place, name, barrier, queue))
-            for name in ("one", "other")
-        ]
-        for racer in racers:
-            racer.start()
-        won = dict(queue.get(timeout=60) for _ in racers)
-        for racer in racers:
-            racer.join()
-        assert sorted(won["one"] + won["other"]) == list(range(300))
-        with Persister.from_url(self.url(server.port), **place) as persister:
-            for name, numbers in won.items():
-                for number in numbers:
-                    assert persister.load("p", f"app{number}", number)["state"]["n"] == name
-            assert len(persister.list_app_ids("p")) == 300
-
-    def test_deleting_while_others_save(self, face: Face, server: Server, place: dict[str, Any]) -> None:
-        persister = face.persister(self.url(server.port), **place)
-        store = face.store(self.url(server.port), **place)
-        for attempt in range(30):
-            going, coming = f"n/p{attempt}/a/1", f"n/p{attempt}/a/2"
-            store.put(going, b"x")
-            results = at_once(face, store, [("delete", [going]), ("put", coming, b"y")])
-            assert results == [None, True]
-            assert store.scan(f"n/p{attempt}/", delimiter="/").entries == [(f"n/p{attempt}/a/", None)]
-            assert store.get(coming) == b"y"
-            results = at_once(face, store, [("delete", [coming]), ("delete", [coming])])
-            assert results == [None, None]
-        assert store.scan("", delimiter="/").entries == []
-        assert persister.prune(ALL, keep_last=1) == 0
-
-    # Clients that are handed in
-
-    def test_a_client_can_be_handed_in(self, face: Face, server: Server, place: dict[str, Any]) -> None:
-        kind = AsyncPersister if face.asynchronous else Persister
-        client = self.opened(face, self.url(server.port))
-        persister = face.adopt(kind.from_client(client, **place))
-        persister.initialize()
-        persister.save("p", "a", 1, "step", state(1), "completed")
-        assert persister.load("p", "a")["state"]["n"] == 1
-        with pytest.raises(StoreError, match="made of a client"):
-            pickle.dumps(persister._target if face.asynchronous else persister)
-        persister.cleanup()
-        twin = face.adopt(kind.from_client(client, **place))  # the client is as it was
-        assert twin.load("p", "a")["state"]["n"] == 1
-        with pytest.raises(OptionError, match="'colour'"):
-            kind.from_client(client, colour="red")
-        other = Persister if face.asynchronous else AsyncPersister
-        with pytest.raises(OptionError, match="client"):
-            other.from_client(client)
-        self.closed(face, client)
-
-    def opened(self, face: Face, url: str) -> Any:
-        client = self.client(url, asynchronous=face.asynchronous)
-        return face.loop.run_until_complete(client) if hasattr(client, "__await__") else client
-
-    def closed(self, face: Face, client: Any) -> None:
-        close = getattr(type(client), "aclose", type(client).close)
-        result = close(client)
-        if face.asynchronous:
-            face.loop.run_until_complete(result)
 
 
 def at_once(face: Face, store: Any, calls: list[tuple[Any, ...]]) -> list[Any]:

@@ -24,6 +24,8 @@ class TCPProxy:
         self.round_trips = 0
         self.connections = 0
         self._fault: Fault | None = None
+        self._loud = asyncio.Event()
+        self._loud.set()
         self._target = port
         self._ignore = ignore
         self._open: set[asyncio.StreamWriter] = set()
@@ -50,6 +52,7 @@ class TCPProxy:
         the connection is cut, and all goes well again.  ``"silence"``: nothing gets through until this is called again.
         """
         self._fault = fault
+        self._loop.call_soon_threadsafe(self._loud.clear if fault == "silence" else self._loud.set)
 
     def cut(self) -> None:
         """Cut all connections."""
@@ -113,8 +116,7 @@ class TCPProxy:
                 if self._fault == "cut after":
                     self._fault = None
                     state["lose"] = True
-            while self._fault == "silence":
-                await asyncio.sleep(0.01)
+            await self._loud.wait()
             writer.write(data)
             await writer.drain()
 

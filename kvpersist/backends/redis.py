@@ -188,6 +188,8 @@ class RedisBackend(Backend):
             ``rediss+cluster://`` and ``rediss+sentinel://`` likewise with TLS.
         prefix: what the names of all Redis keys start with.
         ttl: seconds after its last save when an app is removed, whole; 0 keeps it for ever.
+        replicas: how many replicas must have a write before it counts as done, asked for in the same round trip;
+            a failover may lose a write that no replica had.  Not on a cluster.
         timeout: seconds to wait for a connection, and for an answer.
         driver_options: all others go to redis-py, such as ``ssl_ca_certs`` or ``max_connections``.
     """
@@ -199,19 +201,31 @@ class RedisBackend(Backend):
         asynchronous: bool = False,
         prefix: str = "kvpersist:",
         ttl: float = 0.0,
+        replicas: int = 0,
         timeout: float = 10.0,
         **driver_options: Any,
     ) -> None:
-        super().__init__(url, asynchronous=asynchronous, prefix=prefix, ttl=ttl, timeout=timeout, **driver_options)
+        super().__init__(
+            url,
+            asynchronous=asynchronous,
+            prefix=prefix,
+            ttl=ttl,
+            replicas=replicas,
+            timeout=timeout,
+            **driver_options,
+        )
         if "{" in prefix or "}" in prefix:
             raise OptionError(f"the prefix {prefix!r} cannot hold braces: they decide the slot on a cluster")
         if ttl and ttl < 0.001:
             raise OptionError(f"ttl must be a number of seconds, or 0 for ever, not {ttl!r}")
         self._prefix = prefix
         self._ttl = round(ttl * 1000)
+        self._replicas = replicas
         self._timeout = timeout
         self._driver_options = driver_options
         self._is_cluster = urlsplit(url).scheme.endswith("+cluster")
+        if replicas and self._is_cluster:
+            raise OptionError("replicas= is not for a cluster: redis-py sends WAIT there in a request of its own")
         self._clients: Clients[Any] | GivenClient[Any] = Clients(
             asynchronous=asynchronous,
             connect=self._connect,
@@ -232,9 +246,11 @@ class RedisBackend(Backend):
                 f"RedisCluster, not a {type(client).__module__}.{type(client).__qualname__}"
             )
         is_cluster = isinstance(client, kinds[1])
-        unknown = options.keys() - {"prefix", "ttl"}
+        unknown = options.keys() - {"prefix", "replicas", "ttl"}
         if unknown:
-            raise OptionError(f"a store made of a client has no option {min(unknown)!r}; known are prefix, ttl")
+            raise OptionError(
+                f"a store made of a client has no option {min(unknown)!r}; known are prefix, replicas, ttl"
+            )
         backend = cls(
             "redis+cluster://client" if is_cluster else "redis://client", asynchronous=asynchronous, **options
         )
@@ -380,12 +396,14 @@ class RedisBackend(Backend):
         place = self._places.get(folder)
         if place is None:
             place = self._place(folder)
+        count, keys, names = place
+        writes = script is _WRITE or script is _DELETE
         try:
-            return (yield from self._command("EVALSHA", script.sha, place[0], *place[1], *place[2], *arguments))
+            return (yield from self._command("EVALSHA", script.sha, count, *keys, *names, *arguments, writes=writes))
         except StoreError as error:
             if not isinstance(error.__cause__, redis.exceptions.NoScriptError):
                 raise
-        return (yield from self._command("EVAL", script.text, place[0], *place[1], *place[2], *arguments))
+        return (yield from self._command("EVAL", script.text, count, *keys, *names, *arguments, writes=writes))
 
     def _place(self, folder: str) -> tuple[int, list[str], list[str]]:
         """How many keys a script gets that works on a folder, which they are, and the names of the folders."""
@@ -400,14 +418,25 @@ class RedisBackend(Backend):
         place = self._places[folder] = (len(keys), keys, names)
         return place
 
-    def _command(self, *command: Any) -> Step[Any]:
+    def _command(self, *command: Any, writes: bool = False) -> Step[Any]:
         """The one place where a command is sent."""
         try:
             client = yield from self._clients.get()
             # Values are bytes, also where the client was made to decode.
-            return (yield client.execute_command(*command, NEVER_DECODE=True))
+            if not (self._replicas and writes):
+                return (yield client.execute_command(*command, NEVER_DECODE=True))
+            pipeline = client.pipeline(transaction=False)
+            pipeline.execute_command(*command, NEVER_DECODE=True)
+            pipeline.execute_command("WAIT", self._replicas, round(self._timeout * 500))
+            result, copies = yield pipeline.execute()
         except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
             raise self._translated(error) from error
+        if copies < self._replicas:
+            raise StoreUnavailableError(
+                f"{redacted(self.url)}: written, but only {copies} of {self._replicas} replicas said in time that they "
+                "have it; saving again makes sure"
+            )
+        return result
 
     def _connect(self) -> Step[Any]:
         yield from ()
@@ -427,6 +456,7 @@ class RedisBackend(Backend):
             if not kind:
                 # Who finds all connections in use waits for one.
                 pool = module.BlockingConnectionPool.from_url(self.url + query, **{"timeout": self._timeout, **options})
+                pool.connection_class(**pool.connection_kwargs)  # not connected, but raises for an unknown option
                 return module.Redis.from_pool(pool)
             hosts, first, path = self._hosts()
             options = {**module.connection.parse_url(f"{scheme}://{first}{query}"), **options}
