@@ -38,7 +38,10 @@ def open_backend(url: str, *, asynchronous: bool, options: dict[str, Any], known
     """
     if not isinstance(url, str):
         raise OptionError(f"the URL must be a str, not {type(url).__name__}")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise OptionError(f"{redacted(url)!r}: {error}") from error
     if not parts.scheme:
         raise OptionError(f"{redacted(url)!r} has no scheme; known are {_listed(_backends())}")
     kind = _backend(parts.scheme)
@@ -89,7 +92,8 @@ def redacted(url: str) -> str:
         f"{name}=***" if _SECRET.search(name) else f"{name}{equals}{value}"
         for name, equals, value in (pair.partition("=") for pair in query.split("&"))
     ]
-    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", base) + mark + "&".join(shown)
+    # To the last "@", since a password may hold a "/" that should have been encoded.
+    return re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", base) + mark + "&".join(shown)
 
 
 def local_path(url: str) -> Path:
