@@ -29,6 +29,8 @@ import psycopg.sql
 import pymongo
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 RUN = f"test{uuid.uuid4().hex[:12]}"
 """What everything that this run makes on a server starts with."""
@@ -135,7 +137,8 @@ def _package(name: str) -> Path:
 
 
 def _ping(server: Server) -> None:
-    with redis.Redis(port=server.port) as client, contextlib.suppress(redis.AuthenticationError):
+    once = Retry(NoBackoff(), 0)
+    with redis.Redis(port=server.port, retry=once) as client, contextlib.suppress(redis.AuthenticationError):
         client.ping()
 
 

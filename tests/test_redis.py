@@ -290,6 +290,10 @@ class TestOptions(FaceFixtures):
             with pytest.raises(StoreError, match="refuses the login") as caught:
                 bad.get("a")
             assert "wr0ng" not in f"{caught.value}{caught.value.__cause__}{bad!r}"
+            for malformed in ("redis://:wr0ng/x@host:1", "redis+cluster://u:wr0ng/x@host:1,host:2"):
+                with pytest.raises(OptionError) as refused:
+                    face.store(malformed)
+                assert "wr0ng" not in f"{refused.value}{refused.value.__cause__}"
         finally:
             server.kill()
 

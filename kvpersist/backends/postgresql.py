@@ -93,10 +93,17 @@ class PostgreSQLBackend(Backend):
         if url == _GIVEN:
             url = "postgresql://"
         try:
-            self._conninfo = make_conninfo(url, **settings)
-        except (psycopg.Error, ValueError) as error:
-            # Without the cause: it may quote the URL, with the password.
-            raise OptionError(f"{redacted(url)}: {str(error).replace(url, redacted(url))}") from None
+            conninfo = make_conninfo(url)
+        except (psycopg.Error, ValueError):
+            # Neither the message nor the cause: libpq quotes the part it stumbles over, which may be the password.
+            raise OptionError(
+                f"{redacted(url)} is no URL that PostgreSQL understands; special characters in a user's name or a "
+                "password must be percent-encoded"
+            ) from None
+        try:
+            self._conninfo = make_conninfo(conninfo, **settings)
+        except psycopg.Error as error:
+            raise OptionError(f"{redacted(url)}: {error}") from error
         self._pool = pool
         self._prepare = prepare
         self._timeout = timeout
@@ -285,7 +292,7 @@ class PostgreSQLBackend(Backend):
         columns = yield from self._columns(connection)
         if not columns:
             # Of two that find that it does not exist one may be told that it does.
-            with contextlib.suppress(psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):
+            with contextlib.suppress(*_EXISTS_ALREADY):
                 # Both in one message are one transaction.
                 yield connection.execute(
                     f'CREATE TABLE IF NOT EXISTS {self._table} (key text COLLATE "C" PRIMARY KEY, '
@@ -334,6 +341,8 @@ class _Broken(Exception):
 
 
 _GIVEN = "postgresql://client"
+# What the loser of a race to make a table may be told, depending on how far the winner was.
+_EXISTS_ALREADY = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation)
 # Errors that waiting does not help against, though they are operational.
 _REFUSED = (
     psycopg.errors.InvalidPassword,

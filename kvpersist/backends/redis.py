@@ -218,6 +218,13 @@ class RedisBackend(Backend):
             raise OptionError(f"the prefix {prefix!r} cannot hold braces: they decide the slot on a cluster")
         if ttl and ttl < 0.001:
             raise OptionError(f"ttl must be a number of seconds, or 0 for ever, not {ttl!r}")
+        try:
+            self._hosts = _hosts(url)
+        except ValueError:
+            # Neither the message nor the cause: what is taken for a port may be part of the password.
+            raise OptionError(
+                f"{redacted(url)}: a port is no number; special characters in a password must be percent-encoded"
+            ) from None
         self._prefix = prefix
         self._ttl = round(ttl * 1000)
         self._replicas = replicas
@@ -458,7 +465,8 @@ class RedisBackend(Backend):
                 pool = module.BlockingConnectionPool.from_url(self.url + query, **{"timeout": self._timeout, **options})
                 pool.connection_class(**pool.connection_kwargs)  # not connected, but raises for an unknown option
                 return module.Redis.from_pool(pool)
-            hosts, first, path = self._hosts()
+            login, at, listed = urlsplit(self.url).netloc.rpartition("@")
+            first = f"{login}{at}{listed.partition(',')[0]}"
             options = {**module.connection.parse_url(f"{scheme}://{first}{query}"), **options}
             del options["host"]
             options.pop("port", None)
@@ -467,33 +475,20 @@ class RedisBackend(Backend):
             if kind == "cluster":
                 node = module.cluster.ClusterNode
                 options.setdefault("max_connections", 2**31)  # there, who finds all in use would fail
-                client = module.RedisCluster(startup_nodes=[node(*host) for host in hosts], **options)
+                client = module.RedisCluster(startup_nodes=[node(*host) for host in self._hosts], **options)
                 if self.asynchronous:
                     yield client.initialize()  # by one task, before many use it
                 return client
-            service, _, database = path.partition("/")
+            service, _, database = urlsplit(self.url).path.strip("/").partition("/")
             if not service:
                 raise OptionError(f"{redacted(self.url)!r} names no service, as in redis+sentinel://host:26379/service")
             shared = {name: options[name] for name in _SENTINEL_OPTIONS if name in options}
             sentinel = module.sentinel.Sentinel(
-                hosts, sentinel_kwargs={**shared, **options.pop("sentinel_kwargs", {})}, **options
+                self._hosts, sentinel_kwargs={**shared, **options.pop("sentinel_kwargs", {})}, **options
             )
             return sentinel.master_for(unquote(service), db=int(database or 0))
         except (TypeError, ValueError) as error:
             raise OptionError(f"{redacted(self.url)}: {error}") from error
-
-    def _hosts(self) -> tuple[list[tuple[str, int]], str, str]:
-        """The hosts that the URL names, the URL's authority with but the first of them, and its path."""
-        parts = urlsplit(self.url)
-        login, at, listed = parts.netloc.rpartition("@")
-        hosts = []
-        for each in listed.split(","):
-            one = urlsplit(f"//{each}")
-            try:
-                hosts.append((one.hostname or "", one.port or (26379 if "sentinel" in parts.scheme else 6379)))
-            except ValueError as error:
-                raise OptionError(f"{redacted(self.url)!r}: {error}") from error
-        return hosts, f"{login}{at}{listed.partition(',')[0]}", parts.path.strip("/")
 
     def _disconnect(self, client: Any) -> Step[None]:
         manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
@@ -519,6 +514,14 @@ _CLUSTER_DOWN = (
     redis.exceptions.RedisClusterException,
 )
 _SENTINEL_OPTIONS = ("socket_timeout", "socket_connect_timeout", "ssl", "ssl_ca_certs", "ssl_cert_reqs")
+
+
+def _hosts(url: str) -> list[tuple[str, int]]:
+    """The hosts and ports that a URL names."""
+    parts = urlsplit(url)
+    port = 26379 if parts.scheme.endswith("sentinel") else 6379
+    each_host = (urlsplit(f"//{each}") for each in parts.netloc.rpartition("@")[2].split(","))
+    return [(each.hostname or "", each.port or port) for each in each_host]
 
 
 def _split(key: str) -> tuple[str, str]:
