@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import gc
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -195,11 +197,15 @@ class Clients(Generic[C]):
                 yield from self._disconnect((yield task))
 
     def _abandon_closed_loops(self) -> None:
-        for loop, task in list(self._tasks.items()):
-            if loop.is_closed():
-                del self._tasks[loop]
-                if task.done() and not task.cancelled() and task.exception() is None:
-                    self._abandon(task.result())
+        for loop in [loop for loop in self._tasks if loop.is_closed()]:
+            task = self._tasks.pop(loop)
+            if task.done() and not task.cancelled() and task.exception() is None:
+                self._abandon(task.result())
+            del loop, task
+            # What is left of its client can be closed by nobody any more: it is collected now, without a report.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                gc.collect()
 
     def _forget_parent(self) -> None:
         # Kept, not dropped: what a client does when it is collected would be done to the parent's connection.
