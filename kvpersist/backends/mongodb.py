@@ -72,7 +72,7 @@ class MongoDBBackend(Backend):
             asynchronous=asynchronous,
             connect=self._connect,
             disconnect=self._disconnect,
-            abandon=lambda client: None,
+            abandon=_abandon,
         )
 
     @classmethod
@@ -258,6 +258,11 @@ class MongoDBBackend(Backend):
         if isinstance(error, (errors.ConnectionFailure, errors.WTimeoutError)):
             return StoreUnavailableError(f"{where}: {error}")
         return StoreError(f"{where}: {error}")
+
+
+def _abandon(collection: Any) -> None:
+    # Its loop was closed, so that nobody can close it any more; without this its destructor reports that.
+    collection.database.client._closed = True
 
 
 def _check_name(name: str, what: str, forbidden: str, longest: int) -> None:

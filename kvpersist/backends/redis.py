@@ -55,13 +55,19 @@ REGISTERED = b"1"
 class _Script(NamedTuple):
     text: str
     sha: str
+    above: bool
+    """Whether it works on the folders above too, where they are on the same server."""
 
 
-def _script(text: str) -> _Script:
-    # KEYS: values and index of a folder, and on a single server of all folders above it.
+def _script(text: str, *, above: bool = False) -> _Script:
+    # KEYS: values and index of a folder, and where it works on them of all folders above.
     # ARGV: the name of each of these folders in the one above, but for the last; then the script's own arguments.
-    text = (
-        """
+    if above:
+        text = _ABOVE + text
+    return _Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), above)
+
+
+_ABOVE = """
 local levels = #KEYS / 2
 local function argument(number) return ARGV[levels - 1 + number] end
 local function remove_empty_folders()
@@ -76,13 +82,27 @@ local function remove_empty_folders()
   return 1
 end
 """
-        + text
-    )
-    return _Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
+# A write in a folder that this process knows to be registered: whether it was done, or -1 if the folder is not.
+_WRITE_REGISTERED = _script("""
+local values, index, name = KEYS[1], KEYS[2], ARGV[2]
+if redis.call('HGET', values, '') ~= '1' then return -1 end
+if ARGV[1] == 'overwrite' then
+  redis.call('HSET', values, name, ARGV[3])
+elseif redis.call('HSETNX', values, name, ARGV[3]) == 0 then
+  return 0
+end
+redis.call('ZADD', index, 0, name)
+if ARGV[4] then
+  redis.call('PEXPIRE', values, ARGV[4])
+  redis.call('PEXPIRE', index, ARGV[4])
+end
+return 1
+""")
 
 # Whether the write was done, and where the folder is not registered, the token to register it with.
-_WRITE = _script("""
+_WRITE = _script(
+    """
 local values, index = KEYS[1], KEYS[2]
 local mode, name, value = argument(1), argument(2), argument(3)
 local old, ttl, token, confirmed = argument(4), argument(5), argument(6), argument(7)
@@ -121,22 +141,24 @@ if not state then
   state = token
 end
 return {won, state}
-""")
+""",
+    above=True,
+)
 
 # Names in order from the first bound to the second, with their values where asked for.
 _SCAN = _script("""
-local names = redis.call('ZRANGEBYLEX', KEYS[2], argument(1), argument(2), 'LIMIT', 0, argument(3))
-if argument(4) == '0' or #names == 0 then return {names} end
+local names = redis.call('ZRANGEBYLEX', KEYS[2], ARGV[1], ARGV[2], 'LIMIT', 0, ARGV[3])
+if ARGV[4] == '0' or #names == 0 then return {names} end
 return {names, redis.call('HMGET', KEYS[1], unpack(names))}
 """)
 
 # The same, where all that shares the text before the next "/" is one entry; the search for it starts at a position.
 _CHILDREN = _script("""
-local found, from, limit = {}, argument(1), tonumber(argument(3))
+local found, from, limit = {}, ARGV[1], tonumber(ARGV[3])
 while #found < limit do
-  local name = redis.call('ZRANGEBYLEX', KEYS[2], from, argument(2), 'LIMIT', 0, 1)[1]
+  local name = redis.call('ZRANGEBYLEX', KEYS[2], from, ARGV[2], 'LIMIT', 0, 1)[1]
   if not name then break end
-  local slash = string.find(name, '/', argument(4), true)
+  local slash = string.find(name, '/', ARGV[4], true)
   if slash then
     name = string.sub(name, 1, slash)
     from = '[' .. string.sub(name, 1, -2) .. '0'
@@ -149,7 +171,8 @@ return {found}
 """)
 
 # Names in order as for _SCAN, without the folders that have expired; their names are removed.
-_FOLDERS = _script("""
+_FOLDERS = _script(
+    """
 while true do
   local names = redis.call('ZRANGEBYLEX', KEYS[2], argument(1), argument(2), 'LIMIT', 0, argument(3))
   local expired = {}
@@ -163,10 +186,13 @@ while true do
   redis.call('ZREM', KEYS[2], unpack(expired))
   remove_empty_folders()
 end
-""")
+""",
+    above=True,
+)
 
 # Whether the folder is empty now.  With a token, only a name that has it as its value is removed.
-_DELETE = _script("""
+_DELETE = _script(
+    """
 local names, token = {}, argument(1)
 for number = levels + 1, #ARGV do
   if token == '' or redis.call('HGET', KEYS[1], ARGV[number]) == token then names[#names + 1] = ARGV[number] end
@@ -175,7 +201,9 @@ if #names == 0 then return 0 end
 redis.call('HDEL', KEYS[1], unpack(names))
 redis.call('ZREM', KEYS[2], unpack(names))
 return remove_empty_folders()
-""")
+""",
+    above=True,
+)
 
 
 class RedisBackend(Backend):
@@ -239,7 +267,8 @@ class RedisBackend(Backend):
             disconnect=self._disconnect,
             abandon=lambda client: None,
         )
-        self._places: dict[str, tuple[int, list[str], list[str]]] = {}
+        # Folders that the folders above know of, as last seen by this process.
+        self._registered: set[str] = set()
         # On a cluster: tokens that this process registered folders with, to be confirmed by its next save.
         self._tokens: dict[str, bytes] = {}
 
@@ -375,9 +404,17 @@ class RedisBackend(Backend):
 
     def _write(self, folder: str, name: str, mode: str, value: bytes, old: bytes = b"") -> Step[bool]:
         ttl = self._ttl if _is_app(folder) else 0
+        if folder in self._registered and mode != "replace":
+            expiry = (ttl,) if ttl else ()
+            done = yield from self._run(_WRITE_REGISTERED, folder, mode, name, value, *expiry)
+            if done >= 0:
+                return bool(done)
+            self._registered.discard(folder)
         if not self._is_cluster or not folder:
             # At the root there is nothing to register: what comes back besides is of no interest.
             done = yield from self._run(_WRITE, folder, mode, name, value, old, ttl, "", "")
+            if done and folder:
+                self._remember(folder)
             return bool(done)
         new_token = f"{'ttl:' if ttl else ''}{uuid.uuid4().hex}"
         done = yield from self._run(
@@ -385,6 +422,8 @@ class RedisBackend(Backend):
         )
         if not isinstance(done, list):
             self._tokens.pop(folder, None)
+            if done:
+                self._remember(folder)
             return bool(done)
         done, token = done
         above, own_name = _above(folder)
@@ -394,36 +433,34 @@ class RedisBackend(Backend):
         self._tokens[folder] = token
         return bool(done)
 
+    def _remember(self, folder: str) -> None:
+        if len(self._registered) >= 10_000:  # what is forgotten costs nothing but time
+            self._registered.clear()
+        self._registered.add(folder)
+
     def _keys(self, folder: str) -> tuple[str, str]:
         stem = f"{self._prefix}{{{folder or '/'}}}"
         return f"{stem}values", f"{stem}index"
 
     def _run(self, script: _Script, folder: str, *arguments: Any) -> Step[Any]:
         """Run a script on a folder, and load it where the server does not have it."""
-        place = self._places.get(folder)
-        if place is None:
-            place = self._place(folder)
-        count, keys, names = place
-        writes = script is _WRITE or script is _DELETE
+        keys: Iterable[str] = self._keys(folder)
+        names: list[str] = []
+        if script.above and not self._is_cluster:
+            keys = [*keys]
+            above = folder
+            while above:
+                above, name = _above(above)
+                keys += self._keys(above)
+                names.append(name)
+        command = (script.sha, 2 + 2 * len(names), *keys, *names, *arguments)
+        writes = script is not _SCAN and script is not _CHILDREN
         try:
-            return (yield from self._command("EVALSHA", script.sha, count, *keys, *names, *arguments, writes=writes))
+            return (yield from self._command("EVALSHA", *command, writes=writes))
         except StoreError as error:
             if not isinstance(error.__cause__, redis.exceptions.NoScriptError):
                 raise
-        return (yield from self._command("EVAL", script.text, count, *keys, *names, *arguments, writes=writes))
-
-    def _place(self, folder: str) -> tuple[int, list[str], list[str]]:
-        """How many keys a script gets that works on a folder, which they are, and the names of the folders."""
-        keys, names = [*self._keys(folder)], []
-        above = folder
-        while above and not self._is_cluster:
-            above, name = _above(above)
-            keys += self._keys(above)
-            names.append(name)
-        if len(self._places) >= 4096:
-            self._places.clear()
-        place = self._places[folder] = (len(keys), keys, names)
-        return place
+        return (yield from self._command("EVAL", script.text, *command[1:], writes=writes))
 
     def _command(self, *command: Any, writes: bool = False) -> Step[Any]:
         """The one place where a command is sent."""
@@ -461,8 +498,14 @@ class RedisBackend(Backend):
         query = f"?{urlencode(texts)}" if texts else ""
         try:
             if not kind:
-                # Who finds all connections in use waits for one.
-                pool = module.BlockingConnectionPool.from_url(self.url + query, **{"timeout": self._timeout, **options})
+                if self.asynchronous:
+                    # A task that finds all connections in use waits for one.
+                    options.setdefault("timeout", self._timeout)
+                    pool = module.BlockingConnectionPool.from_url(self.url + query, **options)
+                else:
+                    # As many connections as there are threads.
+                    options.setdefault("max_connections", 2**31)
+                    pool = module.ConnectionPool.from_url(self.url + query, **options)
                 pool.connection_class(**pool.connection_kwargs)  # not connected, but raises for an unknown option
                 return module.Redis.from_pool(pool)
             login, at, listed = urlsplit(self.url).netloc.rpartition("@")
