@@ -1,5 +1,8 @@
 """Redis, PostgreSQL and MongoDB on loopback: against the bare statement, and against Burr's own persister there.
 
+For each, the store is the protocol alone (bytes in, bytes out), as the bare statement is; save and load are the
+persister whole, with the encoding, the checks and the checksum of a record.
+
 The servers are those of the tests.  PostgreSQL runs with fsync off, so that the disk does not hide what is measured.
 MongoDB is a stand-in written in Python, so that only the round trips it saves can be seen, not MongoDB's speed.
 """
@@ -25,7 +28,7 @@ from burr.integrations.persisters.b_psycopg2 import PostgreSQLPersister
 from burr.integrations.persisters.b_pymongo import MongoDBBasePersister
 from burr.integrations.persisters.b_redis import AsyncRedisBasePersister, RedisBasePersister
 
-from kvpersist import AsyncPersister, Persister
+from kvpersist import AsyncPersister, AsyncStore, Persister, Store
 
 from .core import state_of
 from .pairs import compare, heading, row
@@ -191,12 +194,25 @@ def cell(
 
     measured("load : Burr", load, burr_load, 1)
     if hasattr(store, "bare"):
-        client, write, read = store.bare(asynchronous, json.dumps(state.get_all()).encode())
+        payload = json.dumps(state.get_all()).encode()
+        keys = AsyncStore if asynchronous else Store
+        protocol = keys.from_url(url, **options)
+
+        def put() -> Any:
+            return protocol.put(f"n/p/a/{2**63 - 1 - next(our_numbers):019d}", payload, "create")
+
+        def newest() -> Any:
+            return protocol.scan("n/p/a/", limit=1, values=True)
+
+        client, write, read = store.bare(asynchronous, payload)
         if isinstance(client, list) and asynchronous:
             client[0] = loop(client[0])
-        loop(write())
+        loop(write()), loop(put())
+        measured("store, newest value : bare read", newest, read, store.aims[1])
+        measured("store, create : bare write", put, write, store.aims[0])
         measured("load : bare read", load, read, store.aims[1])
         measured("save : bare write", save, write, store.aims[0])
+        loop(protocol.close())
         client = client[0] if isinstance(client, list) else client
         loop(client.aclose() if hasattr(client, "aclose") else client.close())
     measured("save : Burr", save, burr_save, 1)

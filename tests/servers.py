@@ -218,7 +218,7 @@ class RedisTrio:
     """A master, a replica and a sentinel that watches them."""
 
     def __init__(self) -> None:
-        self.master = new_redis("--appendonly", "yes")
+        self.master = new_redis("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
         self.replica = new_redis("--replicaof", "127.0.0.1", str(self.master.port))
 
         deadline = time.monotonic() + 30
@@ -321,7 +321,8 @@ def _postgresql_url(port: int) -> str:
 @functools.cache
 def postgresql_url() -> str:
     """The address of a PostgreSQL server; the schema `RUN` is there for the tests."""
-    url = os.environ.get("KVPERSIST_TEST_POSTGRESQL_URL") or _postgresql_url(new_postgresql().port)
+    given = os.environ.get("KVPERSIST_TEST_POSTGRESQL_URL")
+    url = given or _postgresql_url(new_postgresql().port)
     schema = psycopg.sql.Identifier(RUN)
     with psycopg.connect(url) as connection:
         connection.execute(psycopg.sql.SQL("CREATE SCHEMA {}").format(schema))
@@ -330,7 +331,8 @@ def postgresql_url() -> str:
         with psycopg.connect(url) as connection:
             connection.execute(psycopg.sql.SQL("DROP SCHEMA {} CASCADE").format(schema))
 
-    _at_the_end.callback(drop)
+    if given:
+        _at_the_end.callback(drop)
     return url
 
 
@@ -357,14 +359,16 @@ def new_mongodb() -> Server:
 @functools.cache
 def mongodb_url() -> str:
     """The address of a MongoDB server; the database `RUN` is there for the tests."""
-    url = os.environ.get("KVPERSIST_TEST_MONGODB_URL") or f"mongodb://127.0.0.1:{new_mongodb().port}"
+    given = os.environ.get("KVPERSIST_TEST_MONGODB_URL")
+    if given is None:
+        return f"mongodb://127.0.0.1:{new_mongodb().port}"
 
     def drop() -> None:
-        with pymongo.MongoClient(url) as client:
+        with pymongo.MongoClient(given) as client:
             client.drop_database(RUN)
 
     _at_the_end.callback(drop)
-    return url
+    return given
 
 
 # Access that bypasses the stores under test, by the documented layouts.

@@ -231,6 +231,19 @@ class TestConnections(FaceFixtures):
                 connection.close()
             assert count == (2 if prepare else 0)
 
+    def test_a_statement_is_planned_once(self, url: str) -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            with Persister.from_client(connection, table=unique()) as persister:
+                for number in range(20):
+                    persister.save("p", f"app{number}", 1, "step", state(number), "completed")
+                    persister.load("p", "app0")
+                    persister.list_app_ids("p")
+            plans = connection.execute("SELECT generic_plans, custom_plans FROM pg_prepared_statements").fetchall()
+        assert len(plans) == 3
+        for generic, custom in plans:
+            assert custom == 5  # what the server tries before it decides
+            assert generic >= 10
+
     def test_a_cancelled_task_leaves_a_connection_that_works(self, url: str) -> None:
         async def main() -> None:
             async with AsyncStore.from_url(url, table=unique()) as store:
@@ -294,7 +307,7 @@ class TestConnections(FaceFixtures):
             )
             connection.execute(SQL("ANALYZE {}").format(Identifier(table)))
             backend = persister._history.backend
-            parameters = {"start": "kvpersist/p/", "end": "kvpersist/p0", "skip": 13, "limit": 1000}
+            parameters = {"start": "kvpersist/p/", "end": "kvpersist/p0", "skip": 13}
             plan = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {backend._children}", parameters).fetchone()
             assert plan is not None
             assert len(persister.list_app_ids("p")) == 10

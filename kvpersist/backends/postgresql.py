@@ -125,8 +125,8 @@ class PostgreSQLBackend(Backend):
         )
         self._replace = f"UPDATE {name} SET value = %b WHERE key = %s AND value = %b RETURNING 1"
         self._delete = f"WITH gone AS (DELETE FROM {name} WHERE key = ANY(%s::text[])) SELECT 1"
-        self._keys = f"SELECT key, NULL FROM {name} WHERE key >= %s AND key < %s ORDER BY key LIMIT %s"
-        self._items = f"SELECT key, value FROM {name} WHERE key >= %s AND key < %s ORDER BY key LIMIT %s"
+        self._keys = f"SELECT key, NULL FROM {name} WHERE key >= %s AND key < %s ORDER BY key"
+        self._items = f"SELECT key, value FROM {name} WHERE key >= %s AND key < %s ORDER BY key"
         # A skip scan: each step seeks the first key behind all that the last child stands for.
         self._children = f"""
             WITH RECURSIVE
@@ -141,7 +141,7 @@ class PostgreSQLBackend(Backend):
               )
             SELECT CASE strpos(substr(key, %(skip)s), '/') WHEN 0 THEN key
                      ELSE left(key, %(skip)s - 1 + strpos(substr(key, %(skip)s), '/')) END, NULL
-            FROM found WHERE key IS NOT NULL LIMIT %(limit)s"""
+            FROM found WHERE key IS NOT NULL"""
 
     @classmethod
     def of_client(cls, client: Any, *, asynchronous: bool, **options: Any) -> PostgreSQLBackend:
@@ -202,11 +202,14 @@ class PostgreSQLBackend(Backend):
     ) -> Step[Page]:
         limit = limit or PAGE
         start, end = scan_range(prefix, after, children=delimiter is not None)
+        # The limit is part of the statement: with it as a parameter the server would plan anew each time, since a
+        # plan for any limit looks dearer to it than the one for this limit.
         if delimiter:
-            parameters = {"start": start, "end": end, "skip": len(prefix) + 1, "limit": limit}
-            rows = yield from self._fetchall(self._children, parameters)
+            parameters = {"start": start, "end": end, "skip": len(prefix) + 1}
+            rows = yield from self._fetchall(f"{self._children} LIMIT {limit:d}", parameters)
         else:
-            rows = yield from self._fetchall(self._items if values else self._keys, (start, end, limit))
+            statement = self._items if values else self._keys
+            rows = yield from self._fetchall(f"{statement} LIMIT {limit:d}", (start, end))
         return Page(rows, rows[-1][0] if len(rows) == limit else None)
 
     def delete(self, keys: Iterable[str]) -> Step[None]:
