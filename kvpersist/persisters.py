@@ -21,7 +21,7 @@ from .history import ALL, All, History, OnConflict, Record
 from .records import Header, Status
 from .serde import Serde
 from .steps import arun, run
-from .urls import open_backend, redacted, split_query
+from .urls import backend_of_client, open_backend, redacted, split_query
 
 Self = TypeVar("Self", bound="_Face")
 
@@ -87,6 +87,36 @@ class _Face(BaseCopyable):
             known=("namespace", "serde_kwargs", "on_conflict"),
         )
         return cls(backend, serde_kwargs=serde_kwargs, **settings)
+
+    @classmethod
+    def from_client(
+        cls: type[Self],
+        client: Any,
+        *,
+        namespace: str = "kvpersist",
+        serde_kwargs: Mapping[str, Any] | None = None,
+        on_conflict: OnConflict = "error",
+        **options: Any,
+    ) -> Self:
+        """A persister on a client that you made with the store's driver: redis-py, psycopg or pymongo.
+
+        The client stays yours: `cleanup` does not close it.  Such a persister cannot be pickled.
+
+        Args:
+            client: such as ``redis.Redis(...)``, ``psycopg.connect(..., autocommit=True)``, a pool of such
+                connections or ``pymongo.MongoClient(...)``; for an `AsyncPersister` its async twin.
+            options: the backend's own; the rest is as for `from_url`.
+
+        Raises:
+            OptionError: for a client or an option that means nothing.
+        """
+        backend = backend_of_client(
+            client,
+            asynchronous=cls._asynchronous,
+            options=options,
+            known=("namespace", "serde_kwargs", "on_conflict"),
+        )
+        return cls(backend, namespace=namespace, serde_kwargs=serde_kwargs, on_conflict=on_conflict)
 
     def copy(self: Self) -> Self:
         """A persister for another thread or a sub-application, on the same connection.

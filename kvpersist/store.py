@@ -9,7 +9,7 @@ from . import keys
 from .backends import PAGE, Backend, Mode, Page
 from .errors import ClosedError, OptionError
 from .steps import Step, arun, run
-from .urls import open_backend, redacted
+from .urls import backend_of_client, open_backend, redacted
 
 Self = TypeVar("Self", bound="_StoreFace")
 
@@ -36,6 +36,11 @@ class _StoreFace:
     def from_url(cls: type[Self], url: str, **options: Any) -> Self:
         """The store that a URL names, with its backend's options."""
         return cls(open_backend(url, asynchronous=cls._asynchronous, options=options))
+
+    @classmethod
+    def from_client(cls: type[Self], client: Any, **options: Any) -> Self:
+        """The store behind a driver's client, which stays the caller's; see `Persister.from_client`."""
+        return cls(backend_of_client(client, asynchronous=cls._asynchronous, options=options))
 
     def _get(self, key: str) -> Step[bytes | None]:
         keys.check(key)

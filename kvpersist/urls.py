@@ -49,11 +49,35 @@ def open_backend(
     kind = _backend(scheme)
     parameters = _options_of(kind)
     given = {**query, **options}
+    _check_names(kind, given, scheme, known)
     for name, value in given.items():
-        if name not in parameters:
-            raise OptionError(_unknown_option(name, scheme, [*parameters, *known]))
-        given[name] = _checked(name, value, parameters[name], in_url=name not in options)
+        if name in parameters:
+            given[name] = _checked(name, value, parameters[name], in_url=name not in options)
     return kind(url, asynchronous=asynchronous, **given)
+
+
+def backend_of_client(
+    client: Any, *, asynchronous: bool, options: dict[str, Any], known: Iterable[str] = ()
+) -> Backend:
+    """The backend for a driver's client that somebody made.
+
+    It is found by the top-level module of the client's class, or of a class it derives from, among the entry points
+    of the group ``kvpersist.clients``, so that no driver is imported that is not loaded already.
+
+    Raises:
+        OptionError: for an object that no backend takes, or an option that does not exist.
+    """
+    points = {point.name: point for point in entry_points(group="kvpersist.clients")}
+    for each in type(client).__mro__:
+        module = each.__module__.partition(".")[0]
+        if module in points:
+            kind: type[Backend] = points[module].load()
+            _check_names(kind, options, f"a store made of a {module} client", known)
+            return kind.of_client(client, asynchronous=asynchronous, **options)
+    raise OptionError(
+        f"no store is known for a {type(client).__module__}.{type(client).__qualname__}; "
+        f"clients can be those of {', '.join(sorted(points))}"
+    )
 
 
 def split_query(url: str) -> tuple[str, dict[str, str]]:
@@ -129,6 +153,16 @@ def _backend(scheme: str) -> type[Backend]:
             f'{scheme}:// needs a package that is not installed ({error}): pip install "kvpersist[{scheme}]"'
         ) from error
     return kind
+
+
+def _check_names(kind: type[Backend], given: Iterable[str], what: str, known: Iterable[str]) -> None:
+    # A constructor that takes any option hands on to its driver what is not its own, and the driver checks it.
+    if any(each.kind is each.VAR_KEYWORD for each in inspect.signature(kind).parameters.values()):
+        return
+    parameters = _options_of(kind)
+    for name in given:
+        if name not in parameters:
+            raise OptionError(_unknown_option(name, what, [*parameters, *known]))
 
 
 def _options_of(kind: type[Backend]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 from conftest import STORES
 from hypothesis import settings
 
@@ -76,7 +77,7 @@ class RawSQLite:
             connection.close()
 
 
-RAW = {"memory": RawMemory, "file": RawFiles, "file-durable": RawFiles, "sqlite": RawSQLite}
+RAW = {"memory": RawMemory, "file": RawFiles, "file-durable": RawFiles, "sqlite": RawSQLite, **servers.RAW}
 
 
 class TestBackend(BackendContract):
