@@ -129,7 +129,10 @@ class MongoDBBackend(Backend):
                 raise
             return True
 
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
+        if new is None:
+            result = yield from self._call("delete_one", {"_id": key, "v": old})
+            return bool(result.deleted_count)
         document = self._document(key, new)
         result = yield from self._call("replace_one", {"_id": key, "v": old}, document)
         return bool(result.matched_count)

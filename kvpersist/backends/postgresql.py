@@ -124,6 +124,7 @@ class PostgreSQLBackend(Backend):
             "ON CONFLICT (key) DO UPDATE SET value = excluded.value RETURNING 1"
         )
         self._replace = f"UPDATE {name} SET value = %b WHERE key = %s AND value = %b RETURNING 1"
+        self._remove = f"DELETE FROM {name} WHERE key = %s AND value = %b RETURNING 1"
         self._delete = f"WITH gone AS (DELETE FROM {name} WHERE key = ANY(%s::text[])) SELECT 1"
         self._keys = f"SELECT key, NULL FROM {name} WHERE key >= %s AND key < %s ORDER BY key"
         self._items = f"SELECT key, value FROM {name} WHERE key >= %s AND key < %s ORDER BY key"
@@ -188,7 +189,9 @@ class PostgreSQLBackend(Backend):
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         return bool((yield from self._fetchall(getattr(self, f"_{mode}"), (key, value))))
 
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
+        if new is None:
+            return bool((yield from self._fetchall(self._remove, (key, old))))
         return bool((yield from self._fetchall(self._replace, (new, key, old))))
 
     def scan(

@@ -190,17 +190,19 @@ end
     above=True,
 )
 
-# Whether the folder is empty now.  With a token, only a name that has it as its value is removed.
+# How many names were removed, and whether the folder is empty now.  With "=" and a value, only a name that still
+# has that value is removed.
 _DELETE = _script(
     """
-local names, token = {}, argument(1)
+local names, condition = {}, argument(1)
 for number = levels + 1, #ARGV do
-  if token == '' or redis.call('HGET', KEYS[1], ARGV[number]) == token then names[#names + 1] = ARGV[number] end
+  local value = condition ~= '' and redis.call('HGET', KEYS[1], ARGV[number])
+  if condition == '' or (value and '=' .. value == condition) then names[#names + 1] = ARGV[number] end
 end
-if #names == 0 then return 0 end
+if #names == 0 then return {0, 0} end
 redis.call('HDEL', KEYS[1], unpack(names))
 redis.call('ZREM', KEYS[2], unpack(names))
-return remove_empty_folders()
+return {#names, remove_empty_folders()}
 """,
     above=True,
 )
@@ -318,7 +320,10 @@ class RedisBackend(Backend):
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         return (yield from self._write(*_split(key), mode, value))
 
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
+        if new is None:
+            folder, name = _split(key)
+            return bool((yield from self._delete_in(folder, [name], old)))
         return (yield from self._write(*_split(key), "replace", new, old))
 
     def scan(
@@ -393,14 +398,17 @@ class RedisBackend(Backend):
             for first in range(0, len(going), PAGE):
                 yield from self._delete_in(folder, going[first : first + PAGE])
 
-    def _delete_in(self, folder: str, names: list[Any], token: bytes = b"") -> Step[None]:
+    def _delete_in(self, folder: str, names: list[Any], only: bytes | None = None) -> Step[int]:
+        """Remove names, those that have the value `only` where it is given; returns how many were removed."""
         above, own_name = _above(folder)
         own_token = None
         if self._is_cluster and folder:
             own_token = yield from self._command("HGET", self._keys(above)[0], own_name)
-        emptied = yield from self._run(_DELETE, folder, token, *names)
+        removed, emptied = yield from self._run(_DELETE, folder, b"" if only is None else b"=" + only, *names)
         if emptied and own_token:
             yield from self._delete_in(above, [own_name], own_token)
+        count: int = removed
+        return count
 
     def _write(self, folder: str, name: str, mode: str, value: bytes, old: bytes = b"") -> Step[bool]:
         ttl = self._ttl if _is_app(folder) else 0
