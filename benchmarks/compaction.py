@@ -65,7 +65,7 @@ def contenders(folder: str) -> list[Contender]:
     def ours(name: str, **options: Any) -> Contender:
         persister = Persister.from_url(f"sqlite://{folder}/{len(name)}.db", **options)
         persister.initialize()
-        connection = run(persister._history.backend._clients.get())._connection  # type: ignore[attr-defined]
+        connection = run(persister._history.backend._clients.get()).writer._connection  # type: ignore[attr-defined]
         return Contender(
             name,
             connection,
@@ -90,7 +90,6 @@ def contenders(folder: str) -> list[Contender]:
     return [
         ours("kvpersist"),
         ours("kvpersist, full snapshots", compact_history=False),
-        ours("kvpersist, full, zstd", compact_history=False, serde_kwargs={"compression": "zstd"}),
         Contender(
             "Burr SQLitePersister",
             burr.connection,

@@ -9,25 +9,19 @@ import datetime as dt
 import enum
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
 from . import keys
 from .backends import PAGE, Backend, Entry
 from .compaction import GRACE, LARGEST, THRESHOLD, Base, Cache, Parts, blocks, part_id
-from .errors import (
-    ConflictError,
-    CorruptPartError,
-    InvalidIdError,
-    InvalidKeyError,
-    KvpersistError,
-    OptionError,
-)
+from .errors import ConflictError, CorruptPartError, InvalidIdError, InvalidKeyError, KvpersistError, OptionError
 from .keys import RecordId
 from .records import Header, Status
 from .serde import Sealed, Serde
 from .steps import Step, gather
+from .urls import redacted
 
 OnConflict = Literal["error", "overwrite", "rewind"]
 ON_CONFLICT: Final = ("error", "overwrite", "rewind")
@@ -55,6 +49,17 @@ class Record:
 
     header: Header
     state: dict[str, Any]
+
+
+class Stored(NamedTuple):
+    """A record that was found and checked, and not opened yet."""
+
+    header: Header
+    sealed: Sealed
+    key: str
+    value: bytes
+    fetched: dict[str, bytes | None]
+    """Parts that came with it, by name."""
 
 
 class HeaderPage(NamedTuple):
@@ -106,8 +111,8 @@ class History:
             raise OptionError(f"the namespace must be a non-empty str, not {namespace!r}")
         if on_conflict == "error" and not backend.atomic_create:
             raise OptionError(
-                f"{backend.url}: this store cannot create a record only where there is none, so two workers that "
-                "race on one app would not find out; say on_conflict='overwrite' if there is one worker an app"
+                f"{redacted(backend.url)}: this store cannot create a record only where there is none, so two workers "
+                "that race on one app would not find out; say on_conflict='overwrite' if there is one worker an app"
             )
         self.backend = backend
         self.namespace = namespace
@@ -151,91 +156,109 @@ class History:
                 value = encoded((yield from self.parts.write(self.serde, app, sequence_id, payload, created_at, known)))
             yield from self.backend.put(key, value)
             return
-        # A record that continues what this process has seen leaves nothing to set aside.
-        if self.on_conflict == "rewind" and sequence_id <= self._newest.get(app, keys.MAX_SEQUENCE_ID):
-
-            def stays(stored_key: str, stored: bytes) -> Step[bool]:
-                if stored_key != key:
-                    return False
-                return bool((yield from self._settled(app, stored, key, record, status, payload))[0])
-
-            yield from self._set_aside(app, sequence_id, stays)
+        # In a rewind, all that is not older than the new record goes.  One that continues what this process has
+        # seen leaves nothing to look for.
+        rewinds = self.on_conflict == "rewind"
+        looks = rewinds and sequence_id <= self._newest.get(app, keys.MAX_SEQUENCE_ID)
+        aside = _set_aside_folder(app) if rewinds else ""
+        if looks:
+            yield from self._set_aside(app, sequence_id, aside, spare=key)
         if parts:
             won = yield from self.parts.put(app, known, parts, (key, value))
         else:
             won = yield from self.backend.put(key, value, "create")
         while not won:
+            if rewinds and not looks:  # what this process had seen is not the newest any more
+                looks = True
+                yield from self._set_aside(app, sequence_id, aside, spare=key)
             stored = yield from self.backend.get(key)
             if stored is not None:
-                settled, header = yield from self._settled(app, stored, key, record, status, payload)
+                header, settled = yield from self._settled(app, stored, key, record, status, payload)
                 if settled == "same":
                     break
-                if settled is None:
-                    raise ConflictError(
-                        f"{record}: a {header.status} record with other content is stored already (made "
-                        f"{header.created_at}); nothing was changed. Another worker may be running this app. To go "
-                        "back and take another way, use on_conflict='rewind' or fork to a new app id"
-                    )
+                if settled == "conflict":
+                    if not rewinds:
+                        raise ConflictError(
+                            f"{record}: a {header.status} record with other content is stored already (made "
+                            f"{header.created_at}); nothing was changed. Another worker may be running this app. To go "
+                            "back and take another way, use on_conflict='rewind' or fork to a new app id"
+                        )
+                    yield from self.backend.put(aside + key[len(app) :], stored)
             if parts:  # some of their names were taken, or the record's was
                 value = encoded((yield from self.parts.write(self.serde, app, sequence_id, payload, created_at, known)))
                 parts = []
-            if stored is None:
+            if stored is None:  # deleted meanwhile, or not tried yet
                 won = yield from self.backend.put(key, value, "create")
             else:
                 won = yield from self.backend.replace(key, stored, value)
-        if self.on_conflict == "rewind":
-            self._saw_newest(app, sequence_id)
+        if rewinds:
+            self._newest[app] = sequence_id
 
     def rewind(self, partition_key: str | None, app_id: str, sequence_id: int) -> Step[int]:
         """Set aside all records newer than a sequence id; returns how many."""
-        keys.sequence_name(sequence_id)
         app = keys.app_prefix(self.namespace, partition_key, app_id)
+        page = yield from self.backend.scan(app + keys.sequence_name(sequence_id), limit=1)
+        if not page.entries:
+            raise InvalidIdError(
+                f"partition {partition_key!r}, app {app_id!r} has no record with the sequence id {sequence_id} to go "
+                "back to; nothing was changed"
+            )
         self._newest.pop(app, None)
-        return (yield from self._set_aside(app, sequence_id + 1))
+        return (yield from self._set_aside(app, sequence_id + 1, _set_aside_folder(app)))
 
-    def _set_aside(self, app: str, first: int, stays: Callable[[str, bytes], Step[bool]] | None = None) -> Step[int]:
-        """Move the live records from a sequence id on to a folder of their own, the newest first.
+    def share_memory(self, other: History) -> None:
+        """Know of newest records and parts what another history of the same store knows, and the other way round."""
+        self._newest = other._newest
+        self.parts = other.parts
 
-        Each is copied before it is removed.  A crash in between leaves a shorter history and some records in
-        both places, never a record in neither.
+    def _set_aside(self, app: str, first: int, folder: str, spare: str | None = None) -> Step[int]:
+        """Move the live records from a sequence id on, but for one key, to a folder, the newest first.
+
+        Each is copied, and then removed if it is still what was copied.  A crash in between leaves a shorter
+        history and some records in both places, never a record in neither.
         """
         moved = 0
-        folder = f"{app}{keys.SET_ASIDE}{_newest_first_name()}/"
         after: str | None = app + keys.BEHIND_PARTS
-        limit = 1  # most often the newest record shows that there is nothing to do
+        looking = True  # most often the key of the newest record shows that there is nothing to do
         while True:
-            page = yield from self.backend.scan(app, after=after, limit=limit)
-            found = [(key, self._record_at(app, key)) for key, _ in page.entries]
-            candidates = [key for key, record in found if record is not None and record.sequence_id >= first]
-            values = yield from self.backend.get_many(candidates)
-            going = {}
-            for key, value in zip(candidates, values, strict=True):
-                if value is not None and not (stays is not None and (yield from stays(key, value))):
-                    going[key] = value
-            if going:
-                yield from gather(self.backend.put(folder + key[len(app) :], going[key]) for key in going)
-                yield from self.backend.delete(going)
-            moved += len(going)
-            older = any(record is not None and record.sequence_id < first for _, record in found)
-            if page.after is None or older or _beyond_records(app, page.after):
+            page = yield from self.backend.scan(
+                app, after=after, limit=1 if looking else VALUES_PAGE, values=not looking
+            )
+            found = [(self._record_at(app, key), key, value) for key, value in page.entries]
+            going = [
+                (key, value)
+                for record, key, value in found
+                if record is not None and record.sequence_id >= first and key != spare
+            ]
+            older = any(record is not None and record.sequence_id < first for record, _, _ in found)
+            at_end = older or page.after is None or _beyond_records(app, page.after)
+            if looking and not (at_end and not going):
+                looking = False  # the same page again, longer and with values
+                continue
+            moves = (self._move(key, value, folder + key[len(app) :]) for key, value in going)
+            moved += sum((yield from gather(moves)))
+            if at_end:
                 return moved
-            after, limit = page.after, VALUES_PAGE
+            after = page.after
 
-    def _saw_newest(self, app: str, sequence_id: int) -> None:
-        if len(self._newest) >= 10_000:  # what is forgotten costs one look
-            self._newest.clear()
-        self._newest[app] = sequence_id
+    def _move(self, key: str, value: bytes | None, to: str) -> Step[int]:
+        while value is not None:
+            yield from self.backend.put(to, value)
+            if (yield from self.backend.replace(key, value, None)):
+                return 1
+            value = yield from self.backend.get(key)  # it was changed after it was copied
+        return 0
 
     def _settled(
         self, app: str, stored: bytes, key: str, record: RecordId, status: Status, payload: bytes
-    ) -> Step[tuple[Literal["same", "gives way"] | None, Header]]:
-        """What the record stored under a new one's key means for it; None is a conflict."""
+    ) -> Step[tuple[Header, Literal["same", "gives way", "conflict"]]]:
+        """The record stored under a new one's key, and what it means for it."""
         header, sealed = self._decoded(stored, key, record)
         if header.status == status:
-            base = yield from self._base_of(app, key, header)
+            base = yield from self._base_of(app, key, header, {})
             if self.serde.is_same(header, sealed, payload, base):
-                return "same", header  # the retry of a save whose answer was lost
-        return "gives way" if header.status == "failed" and status == "completed" else None, header
+                return header, "same"  # the retry of a save whose answer was lost
+        return header, "gives way" if header.status == "failed" else "conflict"
 
     # Reading
 
@@ -253,39 +276,43 @@ class History:
                 raise InvalidIdError("a sequence id means nothing without an app id")
             return (yield from self._load_last_written(partition_key, include_failed))
         app = keys.app_prefix(self.namespace, partition_key, app_id)
-        if sequence_id is not None:
-            return (yield from self._load_sequence_id(app, keys.sequence_name(sequence_id)))
-        return (yield from self._load_latest(app, include_failed))
+        while True:
+            if sequence_id is not None:
+                found = yield from self._with_sequence_id(app, keys.sequence_name(sequence_id))
+            else:
+                found = yield from self._latest(app, include_failed)
+            if found is None or not found.header.bases:
+                self.parts.cache.forget(app)  # what it holds may be from before the app was deleted
+                return None if found is None else self._opened(found)
+            try:
+                return (yield from self._rebuilt(app, found, only=sequence_id is None))
+            except CorruptPartError as error:
+                if not error.missing or (yield from self.backend.get(found.key)) == found.value:
+                    raise
+                # The record was removed meanwhile, and its parts with it: look again.
 
-    def _load_latest(self, app: str, include_failed: bool) -> Step[Record | None]:
+    def _latest(self, app: str, include_failed: bool, *, with_parts: bool = True) -> Step[Stored | None]:
         after: str | None = app + keys.BEHIND_PARTS
         limit, newest = 1, -1
-        found: Record | None = None
         fetched: dict[str, bytes | None] = {}
         while True:
-            if self.backend.values_in_scan or limit > 1:
+            if self.backend.values_in_scan or limit > 1 or not with_parts:
                 entries, after = yield from self.backend.scan(app, after=after, limit=limit, values=True)
             else:
                 entries, after, fetched = yield from self._newest_and_parts(app)
+            found = None
             for key, value in entries:
                 record = self._record_at(app, key)
                 if record is None or value is None:
                     continue
                 newest = max(newest, record.sequence_id)
-                header, sealed = self._decoded(value, key, record)
-                if include_failed or header.status == "completed":
-                    if header.bases:
-                        found = yield from self._rebuilt(app, key, value, header, sealed, fetched, only=True)
-                    else:
-                        found = Record(header, self.serde.loads(header, sealed))
-                    if found is not None:
-                        break
-            if found is not None or after is None or _beyond_records(app, after):
-                if self.on_conflict == "rewind":
-                    self._saw_newest(app, newest)
-                if found is None or not found.header.bases:
-                    self.parts.cache.forget(app)
-                return found
+                found = self._decoded(value, key, record)
+                if include_failed or found[0].status == "completed":
+                    break
+                found = None
+            if found or after is None or _beyond_records(app, after):
+                self._saw_newest(app, newest)
+                return None if found is None or value is None else Stored(*found, key, value, fetched)
             limit = min(4 * limit, VALUES_PAGE)
 
     def _newest_and_parts(self, app: str) -> Step[tuple[list[Entry], str | None, dict[str, bytes | None]]]:
@@ -317,7 +344,7 @@ class History:
             name: part for name, part in fetched.items() if part is not None
         }
 
-    def _load_sequence_id(self, app: str, name: str) -> Step[Record | None]:
+    def _with_sequence_id(self, app: str, name: str) -> Step[Stored | None]:
         page = yield from self.backend.scan(app + name, values=self.backend.values_in_scan)
         entries, fetched = page.entries, dict[str, "bytes | None"]()
         if entries and not self.backend.values_in_scan:
@@ -328,30 +355,37 @@ class History:
         for key, value in entries:
             record = self._record_at(app, key)
             if record is not None and value is not None:
-                found.append((*self._decoded(value, key, record), key, value))
-        if not found:
-            return None
-        # Burr has one position a sequence id; where there are more, the last completed one is the answer.
-        header, sealed, key, value = max(found, key=lambda each: (each[0].status == "completed", each[0].created_at))
-        if not header.bases:
-            return Record(header, self.serde.loads(header, sealed))
-        return (yield from self._rebuilt(app, key, value, header, sealed, fetched))
+                found.append(Stored(*self._decoded(value, key, record), key, value, fetched))
+        # Burr has one position a sequence id.  Where there are more, the answer is the one that is the latest too.
+        completed = [each for each in found if each.header.status == "completed"]
+        return next(iter(completed or found), None)
+
+    def _saw_newest(self, app: str, sequence_id: int) -> None:
+        """Remember the newest sequence id, never a lower one: a look may be older than a save of meanwhile."""
+        if self.on_conflict != "rewind":
+            return
+        if len(self._newest) >= 10_000:  # what is forgotten costs one look
+            self._newest.clear()
+        self._newest[app] = max(sequence_id, self._newest.get(app, -1))
 
     def _load_last_written(self, partition_key: str | None, include_failed: bool) -> Step[Record | None]:
-        last: Record | None = None
+        def latest(app: str) -> Step[tuple[str, str] | None]:
+            found = yield from self._latest(app, include_failed, with_parts=False)
+            return None if found is None else (found.header.created_at, app)  # not the state: there may be many apps
+
+        last: tuple[str, str] | None = None
         after: str | None = None
         prefix = keys.partition_prefix(self.namespace, partition_key)
         while True:
             page = yield from self.backend.scan(prefix, after=after, delimiter="/")
-            candidates = yield from gather(
-                self._load_latest(key, include_failed) for key, _ in page.entries if key.endswith("/")
-            )
-            for each in candidates:
-                if each is not None and (last is None or each.header.created_at > last.header.created_at):
-                    last = each
+            found = yield from gather(latest(key) for key, _ in page.entries if key.endswith("/"))
+            last = max((each for each in (last, *found) if each is not None), default=None)
             after = page.after
             if after is None:
-                return last
+                break
+        if last is None:
+            return None
+        return (yield from self.load(*keys.ids_of(last[1]), include_failed=include_failed))
 
     def list_partitions(self) -> Step[list[str | None]]:
         """The partition keys that have apps, in key order."""
@@ -381,7 +415,7 @@ class History:
             record = self._record_at(app, key, set_aside=True)
             if record is not None:
                 header, _ = self._decoded(value, key, record)
-                headers.append(replace(header, set_aside=_beyond_records(app, key)))
+                headers.append(header._replace(set_aside=_beyond_records(app, key)))
         after = page.after
         if after is not None and not include_set_aside and _beyond_records(app, after):
             after = None
@@ -406,41 +440,21 @@ class History:
     def _decoded(self, value: bytes, key: str, record: RecordId) -> tuple[Header, Sealed]:
         return self.serde.decode(self.namespace, value, key, record)
 
-    def _rebuilt(
-        self,
-        app: str,
-        key: str,
-        value: bytes,
-        header: Header,
-        sealed: Sealed,
-        fetched: dict[str, bytes | None],
-        *,
-        only: bool = False,
-    ) -> Step[Record | None]:
-        """A record that has parts; None where it was deleted meanwhile, and they with it."""
-        try:
-            base = yield from self._base_of(app, key, header, fetched, only=only)
-        except CorruptPartError as error:
-            if error.missing and (yield from self.backend.get(key)) != value:
-                return None
-            raise
-        return Record(header, self.serde.loads(header, sealed, base))
+    def _opened(self, stored: Stored, base: bytes | None = None) -> Record:
+        return Record(stored.header, self.serde.loads(stored.header, stored.sealed, base))
+
+    def _rebuilt(self, app: str, stored: Stored, *, only: bool) -> Step[Record]:
+        """A record that has parts."""
+        base = yield from self._base_of(app, stored.key, stored.header, stored.fetched, only=only)
+        return self._opened(stored, base)
 
     def _base_of(
-        self,
-        app: str,
-        key: str,
-        header: Header,
-        fetched: dict[str, bytes | None] | None = None,
-        *,
-        only: bool = False,
+        self, app: str, key: str, header: Header, fetched: dict[str, bytes | None], *, only: bool = False
     ) -> Step[bytes | None]:
         if not header.bases:
             return None
         self.parts.cache.saw_parts(app, True)
-        return (
-            yield from self.parts.base_of(self.serde, app, key, header, {} if fetched is None else fetched, only=only)
-        )
+        return (yield from self.parts.base_of(self.serde, app, key, header, fetched, only=only))
 
     def _record_at(self, app: str, key: str, *, set_aside: bool = False) -> RecordId | None:
         """The record that lives at a key below an app; None where none does, with a warning for what is not ours."""
@@ -488,6 +502,7 @@ class History:
         *,
         keep_last: int | None = None,
         older_than: dt.timedelta | dt.datetime | None = None,
+        include_set_aside: bool = False,
         grace: dt.timedelta = GRACE,
     ) -> Step[int]:
         """Remove old records; see `Persister.prune`."""
@@ -495,7 +510,10 @@ class History:
         _check_grace(grace)
         pruned = 0
         for app in (yield from self._apps(partition_key, app_id)):
-            pruned += yield from self._prune_app(app, keep, cutoff, grace)
+            removed, has_parts = yield from self._prune_app(app, keep, cutoff, include_set_aside)
+            pruned += removed
+            if has_parts:
+                yield from self._sweep_app(app, grace)
         return pruned
 
     def _apps(self, partition_key: str | All | None, app_id: str | All) -> Step[list[str]]:
@@ -508,10 +526,10 @@ class History:
                 found.append(keys.app_prefix(self.namespace, partition, app))
         return found
 
-    def _prune_app(self, app: str, keep: int, cutoff: str | None, grace: dt.timedelta) -> Step[int]:
-        started = dt.datetime.now(dt.timezone.utc)
+    def _prune_app(self, app: str, keep: int, cutoff: str | None, include_set_aside: bool) -> Step[tuple[int, bool]]:
+        """Remove an app's old records; returns how many, and whether the app has parts."""
         pruned, kept, after = 0, 0, None
-        has_parts, markers, reached = False, dict[str, str](), set[str]()
+        has_parts, markers = False, dict[str, str]()
         while True:
             # What a record says is needed only until enough are kept, unless age decides.
             values = cutoff is not None or kept < keep
@@ -523,18 +541,16 @@ class History:
                 continue
             going = []
             for key, value in page.entries:
-                record = self._record_at(app, key, set_aside=True)
-                if record is None:
-                    continue
                 live = not _beyond_records(app, key)
+                record = self._record_at(app, key, set_aside=True)
+                if record is None or not (live or include_set_aside):
+                    continue
                 if value is not None:
                     header, _ = self._decoded(value, key, record)
                     if live and kept < keep:
                         kept += header.status == "completed"
-                        reached.update(header.bases)
                         continue
                     if cutoff is not None and header.created_at >= cutoff:
-                        reached.update(header.bases)
                         continue
                 going.append((key, record.sequence_id))
             if going:
@@ -542,11 +558,8 @@ class History:
                 yield from self.backend.delete([key for key, _ in going])
                 pruned += len(going)
             after = page.after
-            if after is None:
-                break
-        if has_parts:
-            yield from self.parts.collect(app, reached, started, grace)
-        return pruned
+            if after is None or (_beyond_records(app, after) and not include_set_aside):
+                return pruned, has_parts
 
     def sweep(
         self, partition_key: str | All | None = ALL, app_id: str | All = ALL, *, grace: dt.timedelta = GRACE
@@ -555,18 +568,21 @@ class History:
         _check_grace(grace)
         removed = 0
         for app in (yield from self._apps(partition_key, app_id)):
-            started = dt.datetime.now(dt.timezone.utc)
             if (yield from self.backend.scan(app + keys.PARTS, limit=1)).entries:
-                reached: set[str] = set()
-                after: str | None = app + keys.BEHIND_PARTS
-                while after is not None:
-                    entries, after = yield from self.backend.scan(app, after=after, limit=VALUES_PAGE, values=True)
-                    for key, value in entries:
-                        record = self._record_at(app, key, set_aside=True)
-                        if record is not None and value is not None:
-                            reached.update(self._decoded(value, key, record)[0].bases)
-                removed += yield from self.parts.collect(app, reached, started, grace)
+                removed += yield from self._sweep_app(app, grace)
         return removed
+
+    def _sweep_app(self, app: str, grace: dt.timedelta) -> Step[int]:
+        started = dt.datetime.now(dt.timezone.utc)
+        reached: set[str] = set()
+        after: str | None = app + keys.BEHIND_PARTS
+        while after is not None:
+            entries, after = yield from self.backend.scan(app, after=after, limit=VALUES_PAGE, values=True)
+            for key, value in entries:
+                record = self._record_at(app, key, set_aside=True)
+                if record is not None and value is not None:
+                    reached.update(self._decoded(value, key, record)[0].bases)
+        return (yield from self.parts.collect(app, reached, started, grace))
 
     def verify(self, partition_key: str | All | None = ALL, app_id: str | All = ALL) -> Step[Report]:
         """Read every record and part; see `Persister.verify`."""
@@ -626,7 +642,10 @@ def _checked_prune(keep_last: int | None, older_than: dt.timedelta | dt.datetime
     if older_than is None:
         return keep, None
     if isinstance(older_than, dt.timedelta):
-        older_than = dt.datetime.now(dt.timezone.utc) - older_than
+        try:
+            older_than = dt.datetime.now(dt.timezone.utc) - older_than
+        except OverflowError as error:
+            raise OptionError(f"older_than={older_than!r} is before all time") from error
     if not isinstance(older_than, dt.datetime) or older_than.tzinfo is None:
         raise OptionError(f"older_than must be a timedelta or a datetime with a time zone, not {older_than!r}")
     return keep, older_than.astimezone(dt.timezone.utc).isoformat(timespec="microseconds")
@@ -642,9 +661,10 @@ def _beyond_records(app: str, key: str) -> bool:
     return key[len(app) : len(app) + 1] > "9"
 
 
-def _newest_first_name() -> str:
+def _set_aside_folder(app: str) -> str:
+    """A new folder for what one rewind sets aside; the newest sorts first."""
     now = dt.datetime.now(dt.timezone.utc).timestamp()
-    return f"{keys.MAX_SEQUENCE_ID - int(now * 1e6):019d}-{uuid.uuid4().hex[:8]}"
+    return f"{app}{keys.SET_ASIDE}{keys.MAX_SEQUENCE_ID - int(now * 1e6):019d}-{uuid.uuid4().hex[:8]}/"
 
 
 def _warn_foreign(key: str) -> None:

@@ -186,7 +186,8 @@ def test_bounds_on_object_stores(states: list[dict[str, Any]]) -> None:
 def statements_of(persister: Any) -> list[str]:
     seen: list[str] = []
     persister.initialize()
-    run(persister._history.backend._clients.get())._connection.set_trace_callback(seen.append)
+    for connection in run(persister._history.backend._clients.get()):
+        connection._connection.set_trace_callback(seen.append)
     return seen
 
 
@@ -352,7 +353,9 @@ def test_on_every_store(store_name: str, face_name: str, tmp_path: Path, states:
     assert fresh.list_app_ids("p") == ["a", "b"]
     assert fresh.rewind("p", "a", 39) == 20
     assert fresh.verify().records == 80
-    assert fresh.prune("p", "a", keep_last=3) == 57
+    assert fresh.prune("p", "a", keep_last=3) == 37
+    assert fresh.verify().records == 43
+    assert fresh.prune("p", "a", keep_last=3, include_set_aside=True) == 20
     report = fresh.verify()
     assert report.ok
     assert report.unreachable_parts
@@ -443,6 +446,10 @@ def test_another_way_gets_parts_of_its_own(states: list[dict[str, Any]], warm: b
     assert [header.sequence_id for header in headers] == list(range(399, 49, -1))
     # Both ways are whole until the old one is pruned.
     persister.prune(keep_last=1, grace=NO_GRACE)
+    report = persister.verify()
+    assert report.ok
+    assert report.records == 351
+    persister.prune(keep_last=1, grace=NO_GRACE, include_set_aside=True)
     assert persister.load("p", "a")["state"].get_all() == way[-1]
     assert persister.verify().parts <= 3
 
@@ -1015,7 +1022,7 @@ class HistoryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 1), back=st.integers(0, 20))
     def rewind(self, which: int, back: int) -> None:
-        number = max(0, self.newest - back)
+        number = sorted(self.live)[-1 - back % len(self.live)]
         gone = [each for each in self.live if each > number]
         assert self.processes[which].rewind("p", "a", number) == len(gone)
         self.aside += len(gone)
@@ -1038,21 +1045,21 @@ class HistoryMachine(RuleBasedStateMachine):
         self.backend.fails_after = None
         self.processes[which] = self.process()
 
-    @rule(which=st.integers(0, 1), keep=st.integers(1, 12))
-    def prune(self, which: int, keep: int) -> None:
+    def pruned(self, persister: Persister, keep: int, aside: bool, **options: Any) -> None:
         going = sorted(self.live)[:-keep]
-        assert self.processes[which].prune("p", "a", keep_last=keep) == len(going) + self.aside
-        self.aside = 0
+        count = persister.prune("p", "a", keep_last=keep, include_set_aside=aside, **options)
+        assert count == len(going) + aside * self.aside
+        self.aside *= not aside
         for each in going:
             del self.live[each]
 
-    @rule(keep=st.integers(1, 12))
-    def prune_while_nobody_writes(self, keep: int) -> None:
-        going = sorted(self.live)[:-keep]
-        assert self.process().prune("p", "a", keep_last=keep, grace=NO_GRACE) == len(going) + self.aside
-        self.aside = 0
-        for each in going:
-            del self.live[each]
+    @rule(which=st.integers(0, 1), keep=st.integers(1, 12), aside=st.booleans())
+    def prune(self, which: int, keep: int, aside: bool) -> None:
+        self.pruned(self.processes[which], keep, aside)
+
+    @rule(keep=st.integers(1, 12), aside=st.booleans())
+    def prune_while_nobody_writes(self, keep: int, aside: bool) -> None:
+        self.pruned(self.process(), keep, aside, grace=NO_GRACE)
         self.processes = [self.process() for _ in range(2)]
         assert not self.process().verify().unreachable_parts
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 from conftest import STORES
 from hypothesis import settings
 
@@ -76,13 +77,13 @@ class RawSQLite:
             connection.close()
 
 
-RAW = {"memory": RawMemory, "file": RawFiles, "file-durable": RawFiles, "sqlite": RawSQLite}
+RAW = {"memory": RawMemory, "file": RawFiles, "file-durable": RawFiles, "sqlite": RawSQLite, **servers.RAW}
 
 
 class TestBackend(BackendContract):
     @pytest.fixture
     def raw(self, store: Any, store_name: str, url: str) -> Any:
-        return RAW[store_name](url)
+        return RAW[store_name](url) if store_name in RAW else None
 
     @pytest.fixture
     def flat_keys(self, store_name: str) -> bool:
