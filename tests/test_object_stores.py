@@ -504,6 +504,50 @@ def test_what_others_write_is_seen_at_once(face: Face, server: ObjectServer, url
         assert other.list_app_ids("p") == ["a"]
 
 
+@on("moto")
+def test_what_s3fs_takes_passes_through(
+    face: Face, server: ObjectServer, url: str, proxy: HTTPProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "alias/chats"}
+    options = {**server.through(proxy.url), "s3_additional_kwargs": encryption, "requester_pays": True}
+    persister = face.persister(url, storage_options=options)
+    persister.save("p", "a", 1, "ask", {}, "failed")
+    persister.save("p", "a", 1, "ask", {"n": 1}, "completed")
+    persister.load("p", "a")
+    persister.prune("p", "a", keep_last=1)
+    payers = {(each.method, each.headers.get("x-amz-request-payer")) for each in proxy.requests}
+    assert payers == {("PUT", "requester"), ("GET", "requester")}
+    (found,) = server.boto().list_objects_v2(Bucket=BUCKET, Prefix=url.rpartition("/")[2])["Contents"]
+    assert server.boto().head_object(Bucket=BUCKET, Key=found["Key"])["ServerSideEncryption"] == "aws:kms"
+
+    proxy.requests.clear()
+    with pytest.raises(AccessDeniedError, match="403"):  # the object is not public
+        face.persister(url, storage_options={"anon": True, "endpoint_url": proxy.url}).load("p", "a")
+    assert [each.headers.get("Authorization") for each in proxy.requests] == [None, None]
+
+    profile = "[work]\naws_access_key_id = from-the-profile\naws_secret_access_key = x\n"
+    (tmp_path / "credentials").write_text(profile)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    proxy.requests.clear()
+    face.persister(url, storage_options={"profile": "work"}).load("p", "a")
+    assert all("from-the-profile/" in each.headers["Authorization"] for each in proxy.requests)
+    assert len(proxy.requests) == 2
+
+
+@pytest.mark.parametrize("scheme", ["gs", "gcs"])
+@on("gcs")
+def test_what_gcsfs_takes_passes_through(
+    scheme: str, face: Face, server: ObjectServer, url: str, proxy: HTTPProxy
+) -> None:
+    options = {**server.through(proxy.url), "requester_pays": "who-pays"}
+    persister = face.persister(url.replace("gs:", f"{scheme}:"), storage_options=options)
+    persister.save("p", "a", 1, "ask", {"n": 1}, "completed")
+    persister.load("p", "a")
+    persister.delete_app("p", "a")
+    assert {each.query.get("userProject") for each in proxy.requests} == {"who-pays"}
+
+
 # Loops, threads, processes
 
 
