@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         StoreError,
         StoreUnavailableError,
         UnsafeSerializerError,
+        UntrustedRecordError,
     )
     from .history import ALL
     from .persisters import AsyncPersister, Persister
@@ -59,6 +60,7 @@ _HOMES = {
             "StoreError",
             "StoreUnavailableError",
             "UnsafeSerializerError",
+            "UntrustedRecordError",
         ],
         "errors",
     ),
@@ -84,6 +86,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "UnsafeSerializerError",
+    "UntrustedRecordError",
 ]
 
 

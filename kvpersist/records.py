@@ -6,19 +6,23 @@ r"""The stored bytes of a record: one line of JSON, the header, and then the pay
 
 The checksum is the header's last field.  It is the SHA-256, in lower-case hex, of all other bytes:
 the header up to the ``,"checksum":"`` and the payload.  So whatever byte is lost or changed, wherever
-it stands, the record does not decode.  `docs/format.md` is the specification.
+it stands, the record does not decode.  In a signed record the signature stands right before it; what
+stands before both is the *head*, which encryption and signature are bound to.  `docs/format.md` is the
+specification.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any, Literal
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
 from .errors import CorruptRecordError, InvalidIdError
-from .keys import RecordId
+from .keys import MAX_SEQUENCE_ID, RecordId
 
 FORMAT = 1
 
@@ -28,10 +32,12 @@ STATUSES = ("completed", "failed")
 _CHECKSUM = b',"checksum":"'
 _START = b'{"kvpersist":'
 _TAIL = len(_CHECKSUM) + 64 + len(b'"}')
+_SIGNED = b',"signature":"'
+_SIGNATURE = re.compile(rb',"signature":"([0-9a-f]{64})"$').match
+_SIGNATURE_LENGTH = len(_SIGNED) + 64 + len('"')
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What is known of a record without decoding its state."""
 
     partition_key: str | None
@@ -44,8 +50,20 @@ class Header:
     serializer: str
     version: str
     """The version of `kvpersist` that wrote the record."""
-    size: int
-    """The payload's length in bytes."""
+    compression: str | None = None
+    uncompressed_size: int | None = None
+    """The payload's length in bytes before compression."""
+    python: str | None = None
+    """The version of Python that wrote the record, where the serializer depends on it."""
+    encryption: str | None = None
+    nonce: str | None = None
+    key_id: str | None = None
+    wrapped_key: str | None = None
+    signing: str | None = None
+    signing_key_id: str | None = None
+    size: int = 0
+    """The payload's length in bytes, as stored."""
+    signature: str | None = None
     set_aside: bool = False
     """True where the app went back and took another way than the one this record is on."""
 
@@ -54,11 +72,28 @@ class Header:
         return RecordId(self.partition_key, self.app_id, self.sequence_id, self.position)
 
 
-def encode(record: RecordId, status: Status, created_at: str, serializer: str, version: str, payload: bytes) -> bytes:
-    """The stored bytes of a record."""
+_FIELDS = Header._fields[: Header._fields.index("size")]  # those that stand in the stored header
+_TYPES: tuple[tuple[type, ...], ...] = (
+    *((str, type(None)), (str,), (int,), *((str,),) * 5),
+    *((str, type(None)), (int, type(None)), *((str, type(None)),) * 7),
+)
+
+
+class Decoded(NamedTuple):
+    """The parts of stored bytes, whole and unchanged."""
+
+    header: Header
+    head: bytes
+    payload: bytes
+
+
+def encode_head(
+    record: RecordId, status: Status, created_at: str, version: str, coding: Mapping[str, str | int]
+) -> bytes:
+    """The head of a record; `coding` says how its payload is to be read."""
     if status not in STATUSES:
         raise InvalidIdError(f"the status must be 'completed' or 'failed', not {status!r}")
-    header = orjson.dumps(
+    return orjson.dumps(
         {
             "kvpersist": FORMAT,
             "partition_key": record.partition_key,
@@ -67,17 +102,23 @@ def encode(record: RecordId, status: Status, created_at: str, serializer: str, v
             "position": record.position,
             "status": status,
             "created_at": created_at,
-            "serializer": serializer,
             "version": version,
+            **coding,
         }
     )[:-1]
-    digest = hashlib.sha256(header)
+
+
+def encode(head: bytes, payload: bytes, signature: str | None = None) -> bytes:
+    """The stored bytes of a record.  Its signature is 64 hex digits, or None."""
+    if signature is not None:
+        head += b',"signature":"%s"' % signature.encode()
+    digest = hashlib.sha256(head)
     digest.update(payload)
-    return b"".join((header, _CHECKSUM, digest.hexdigest().encode(), b'"}\n', payload))
+    return b"".join((head, _CHECKSUM, digest.hexdigest().encode(), b'"}\n', payload))
 
 
-def decode(data: bytes, key: str, record: RecordId) -> tuple[Header, bytes]:
-    """The header and the payload of the bytes found at `key`, where `record` must live.
+def decode(data: bytes, key: str, record: RecordId) -> Decoded:
+    """The parts of the bytes found at `key`, where `record` must live.
 
     Raises `CorruptRecordError` where they are not that record, whole and unchanged.
     """
@@ -90,28 +131,45 @@ def decode(data: bytes, key: str, record: RecordId) -> tuple[Header, bytes]:
         or data[end - 2 : end] != b'"}'
     ):
         raise CorruptRecordError(f"{key}: this is no kvpersist record, or its header is damaged")
-    payload = data[end + 1 :]
-    digest = hashlib.sha256(data[:start])
+    head, payload = data[:start], data[end + 1 :]
+    digest = hashlib.sha256(head)
     digest.update(payload)
     if digest.hexdigest().encode() != data[start + len(_CHECKSUM) : end - 2]:
         raise CorruptRecordError(f"{key}: the checksum is wrong: the record was cut short or changed")
-    fields: dict[str, Any] = orjson.loads(data[:start] + b"}")
-    if fields["kvpersist"] != FORMAT:
+    signature = None
+    if head.startswith(_SIGNED, len(head) - _SIGNATURE_LENGTH):
+        found = _SIGNATURE(head, len(head) - _SIGNATURE_LENGTH)
+        if found is not None:
+            head, signature = head[: found.start()], found[1].decode()
+    header = _header(head, key, signature, len(payload))
+    if header[:4] != record:
+        raise CorruptRecordError(f"{key}: the record was moved here, it was written as {header.id}")
+    return Decoded(header, head, payload)
+
+
+def _header(head: bytes, key: str, signature: str | None, size: int) -> Header:
+    try:
+        fields: dict[str, Any] = orjson.loads(head + b"}")
+    except orjson.JSONDecodeError as error:
+        raise CorruptRecordError(f"{key}: the record's header is not JSON") from error
+    if type(fields["kvpersist"]) is not int or fields["kvpersist"] != FORMAT:
         raise CorruptRecordError(
             f"{key}: the record has format {fields['kvpersist']!r}, and this version of kvpersist "
             f"knows format {FORMAT}; upgrade kvpersist to read it"
         )
-    header = Header(
-        fields["partition_key"],
-        fields["app_id"],
-        fields["sequence_id"],
-        fields["position"],
-        fields["status"],
-        fields["created_at"],
-        fields["serializer"],
-        fields["version"],
-        len(payload),
-    )
-    if header.id != record:
-        raise CorruptRecordError(f"{key}: the record was moved here, it was written as {header.id}")
-    return header, payload
+    values: Any = tuple(map(fields.get, _FIELDS))
+    header = Header._make((*values, size, signature, False))
+    if (
+        not _well_typed(tuple(map(type, values)))
+        or "partition_key" not in fields
+        or not 0 <= header.sequence_id <= MAX_SEQUENCE_ID
+        or header.status not in STATUSES
+        or (header.uncompressed_size or 0) < 0
+    ):
+        raise CorruptRecordError(f"{key}: the record's header lacks a field, or has one of another type")
+    return header
+
+
+@lru_cache(maxsize=256)
+def _well_typed(types: tuple[type, ...]) -> bool:
+    return all(each in allowed for each, allowed in zip(types, _TYPES, strict=True))

@@ -6,6 +6,9 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import servers
+from servers import no_server_is_left_running  # noqa: F401  a fixture
+
 _numbers = itertools.count()
 
 # A new store gets its tests by one line here: its name, and the URL of a new, empty one.
@@ -14,4 +17,8 @@ STORES: dict[str, Callable[[Path], str]] = {
     "file": lambda folder: f"file://{folder}/store{next(_numbers)}?durable=no",
     "file-durable": lambda folder: f"file://{folder}/store{next(_numbers)}",
     "sqlite": lambda folder: f"sqlite://{folder}/store{next(_numbers)}.db",
+    "redis": lambda folder: f"{servers.redis_url()}?prefix={servers.unique()}:",
+    "redis-cluster": lambda folder: f"{servers.redis_cluster_url()}?prefix={servers.unique()}:",
+    "postgresql": lambda folder: f"{servers.postgresql_url()}?schema={servers.RUN}&table={servers.unique()}",
+    "mongodb": lambda folder: f"{servers.mongodb_url()}?database={servers.RUN}&collection={servers.unique()}",
 }

@@ -1,4 +1,4 @@
-"""The shipped contract suites, over every store and every serializer."""
+"""The shipped contract suites, over every store."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 from conftest import STORES
 from hypothesis import settings
 
 from kvpersist.backends import memory
-from kvpersist.serde.json import JSONSerializer
-from kvpersist.testing import BackendContract, Face, PersisterContract, SerializerContract, StoreMachine
+from kvpersist.testing import BackendContract, Face, PersisterContract, StoreMachine
 
 
 @pytest.fixture(params=STORES)
@@ -77,13 +77,13 @@ class RawSQLite:
             connection.close()
 
 
-RAW = {"memory": RawMemory, "file": RawFiles, "file-durable": RawFiles, "sqlite": RawSQLite}
+RAW = {"memory": RawMemory, "file": RawFiles, "file-durable": RawFiles, "sqlite": RawSQLite, **servers.RAW}
 
 
 class TestBackend(BackendContract):
     @pytest.fixture
     def raw(self, store: Any, store_name: str, url: str) -> Any:
-        return RAW[store_name](url)
+        return RAW[store_name](url) if store_name in RAW else None
 
     @pytest.fixture
     def flat_keys(self, store_name: str) -> bool:
@@ -92,10 +92,6 @@ class TestBackend(BackendContract):
 
 class TestPersister(PersisterContract):
     pass
-
-
-class TestJSON(SerializerContract):
-    serializer = JSONSerializer()
 
 
 @pytest.mark.parametrize("face_name", ["sync", "async"])

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import gc
 import os
 import threading
+import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from ..errors import ClosedError
+from ..errors import ClosedError, OptionError, StoreError
 from ..steps import Step, arun, gather
 
 PAGE = 1000
@@ -72,8 +74,11 @@ class Backend(abc.ABC):
         """Store a value.  ``"create"`` stores it only where the key is absent and returns whether it did."""
 
     @abc.abstractmethod
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
-        """Store `new` only where the value is still `old`, in one atomic step; returns whether it did."""
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
+        """Store `new` only where the value is still `old`, in one atomic step; returns whether it did.
+
+        With None for `new` the key is removed.
+        """
 
     @abc.abstractmethod
     def scan(
@@ -96,7 +101,21 @@ class Backend(abc.ABC):
     def delete(self, keys: Iterable[str]) -> Step[None]:
         """Remove keys.  An absent one is no error."""
 
+    @classmethod
+    def of_client(cls, client: Any, *, asynchronous: bool, **options: Any) -> Backend:
+        """The store behind a driver's client that the caller made and will close; optional.
+
+        Raises:
+            OptionError: a client that cannot be used here.
+        """
+        raise OptionError(f"{cls.__name__} cannot be made of a client")
+
     def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(getattr(self, "_clients", None), GivenClient):
+            raise StoreError(
+                f"{self.url}: a store made of a client cannot be pickled, copied or sent to another process; "
+                "make it from its URL"
+            )
         return _rebuilt, (type(self), self.url, self.asynchronous, self.options)
 
 
@@ -105,13 +124,15 @@ def _rebuilt(kind: type[Backend], url: str, asynchronous: bool, options: dict[st
 
 
 C = TypeVar("C")
+T = TypeVar("T")
 
 
 class Clients(Generic[C]):
     """The client of a backend: one a process for the sync face, one an event loop for the async face.
 
     It is made when first asked for.  A client from before a fork is left alone, since its connection
-    is the parent's; one of a loop that has been closed is abandoned when the next one is made.
+    is the parent's; one of a loop that has been closed is abandoned when the next one is made, and those
+    of other loops when this is closed: `abandon` lets go of a client without its loop.
     """
 
     def __init__(
@@ -146,7 +167,7 @@ class Clients(Generic[C]):
         loop = asyncio.get_running_loop()
         task = self._tasks.get(loop)
         if task is None:
-            self._abandon_closed_loops()
+            self._abandon_others(lambda loop: loop.is_closed())
             task = self._tasks[loop] = loop.create_task(arun(self._connected(loop)))
         if not task.done():
             # Shielded: one task's cancellation must not take the client from others who wait for it.
@@ -160,6 +181,14 @@ class Clients(Generic[C]):
             self._tasks.pop(loop, None)  # the next caller tries again
             raise
 
+    def drop(self, client: C) -> None:
+        """Forget a client that is of no more use, so that the next `get` makes another."""
+        if self._sync is client:
+            self._sync = None
+        for loop, task in list(self._tasks.items()):
+            if task.done() and not task.cancelled() and task.exception() is None and task.result() is client:
+                del self._tasks[loop]
+
     def close(self) -> Step[None]:
         """Disconnect.  From now on `get` raises `ClosedError`."""
         self._closed = True
@@ -167,17 +196,21 @@ class Clients(Generic[C]):
         if client is not None:
             yield from self._disconnect(client)
         if self._asynchronous:
-            self._abandon_closed_loops()
             task = self._tasks.pop(asyncio.get_running_loop(), None)
+            self._abandon_others(lambda loop: True)
             if task is not None:
                 yield from self._disconnect((yield task))
 
-    def _abandon_closed_loops(self) -> None:
-        for loop, task in list(self._tasks.items()):
-            if loop.is_closed():
-                del self._tasks[loop]
-                if task.done() and not task.cancelled() and task.exception() is None:
-                    self._abandon(task.result())
+    def _abandon_others(self, of_loop: Callable[[asyncio.AbstractEventLoop], bool]) -> None:
+        for loop in [loop for loop in self._tasks if of_loop(loop)]:
+            task = self._tasks.pop(loop)
+            if task.done() and not task.cancelled() and task.exception() is None:
+                self._abandon(task.result())
+            del loop, task
+            # What is left of its client can be closed by nobody any more: it is collected now, without a report.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                gc.collect()
 
     def _forget_parent(self) -> None:
         # Kept, not dropped: what a client does when it is collected would be done to the parent's connection.
@@ -185,6 +218,44 @@ class Clients(Generic[C]):
         self._lock = threading.Lock()
         self._sync = None
         self._tasks = {}
+
+
+async def to_the_end(awaitable: Awaitable[T]) -> T:
+    """Await work that a thread does, to its end even when the task is cancelled.
+
+    A cancelled save is then over when its task is, and no thread reports to a loop that is closed.
+    """
+    task = asyncio.ensure_future(awaitable)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen: nobody is left to be told
+        raise
+
+
+class GivenClient(Generic[C]):
+    """In the place of `Clients`, a client that the caller made: it is used, and never closed by us."""
+
+    def __init__(self, client: C) -> None:
+        self._client = client
+        self._closed = False
+
+    def get(self) -> Step[C]:
+        """The client."""
+        yield from ()
+        if self._closed:
+            raise ClosedError("this store was closed; open it anew")
+        return self._client
+
+    def drop(self, client: C) -> None:
+        """Nothing: there is no other."""
+
+    def close(self) -> Step[None]:
+        """From now on `get` raises `ClosedError`; the client stays as it is."""
+        yield from ()
+        self._closed = True
 
 
 _all_clients: weakref.WeakSet[Clients[Any]] = weakref.WeakSet()

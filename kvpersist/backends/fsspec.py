@@ -95,7 +95,7 @@ class FsspecBackend(Backend):
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         return (yield from self._call(self._write, self._path(key), value, mode))
 
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
         return (yield from self._call(self._replace, self._path(key), old, new))
 
     def scan(
@@ -231,11 +231,14 @@ class FsspecBackend(Backend):
             await self._pipe(client, path, value)
             return True
 
-    async def _replace(self, client: Client, path: str, old: bytes, new: bytes) -> bool:
+    async def _replace(self, client: Client, path: str, old: bytes, new: bytes | None) -> bool:
         async with client.lock:
             if await self._read(client, path) != old:
                 return False
-            await self._pipe(client, path, new)
+            if new is None:
+                await self._delete(client, [path])
+            else:
+                await self._pipe(client, path, new)
             return True
 
     async def _pipe(self, client: Client, path: str, value: bytes) -> None:

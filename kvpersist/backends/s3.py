@@ -152,7 +152,7 @@ class S3Backend(BucketBackend):
     async def _write(self, client: Client, path: str, value: bytes, mode: Mode) -> bool:
         return await self._put(client, path, value, **({"IfNoneMatch": "*"} if mode == "create" else {}))
 
-    async def _replace(self, client: Client, path: str, old: bytes, new: bytes) -> bool:
+    async def _replace(self, client: Client, path: str, old: bytes, new: bytes | None) -> bool:
         try:
             found = await self._request(client, "get_object", Key=path)
         except FileNotFoundError as error:
@@ -162,7 +162,18 @@ class S3Backend(BucketBackend):
         async with found["Body"] as body:
             if await body.read() != old:
                 return False
+        if new is None:
+            return await self._remove(client, path, found["ETag"])
         return await self._put(client, path, new, IfMatch=found["ETag"])
+
+    async def _remove(self, client: Client, path: str, etag: str) -> bool:
+        try:
+            await self._request(client, "delete_object", Key=path, IfMatch=etag)
+        except Exception as error:
+            if _code(error) in _LOST or _code(error) in ("NoSuchKey", "404"):
+                return False
+            raise
+        return True
 
     async def _put(self, client: Client, path: str, value: bytes, **condition: str) -> bool:
         try:

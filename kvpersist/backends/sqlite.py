@@ -12,15 +12,16 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 from ..errors import MissingExtraError, OptionError, StoreError, StoreUnavailableError
 from ..keys import scan_range
 from ..steps import Step
-from ..urls import local_path
-from . import PAGE, Backend, Clients, Mode, Page
+from ..urls import local_path, redacted
+from . import PAGE, Backend, Clients, Mode, Page, to_the_end
 
 
 class _Connection:
@@ -37,6 +38,16 @@ class _Connection:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+class _Client(NamedTuple):
+    """Two connections, so that no reader waits for a writer that waits for another process."""
+
+    writer: Any
+    reader: Any
+
+
+_COLUMNS = [("key", "TEXT", 1), ("value", "BLOB", 0)]  # name, type, place in the primary key
 
 
 class SQLiteBackend(Backend):
@@ -61,17 +72,20 @@ class SQLiteBackend(Backend):
     ) -> None:
         super().__init__(url, asynchronous=asynchronous, table=table, busy_timeout=busy_timeout, durable=durable)
         self.path = local_path(url)
+        self.url = f"sqlite://{quote(self.path.as_posix())}"  # means the same in another folder
         if self.path.name in ("", ":memory:") or self.path.parent == Path("/"):
             raise OptionError(
-                f"{url!r} names no database file; write sqlite:///absolute/path.db, "
-                "sqlite://./relative/path.db or, for a store in memory, memory://"
+                f"{redacted(url)!r} names no database file, or one at the root of the disk; write "
+                "sqlite:///absolute/path.db, sqlite://./relative/path.db or, for a store in memory, memory://"
             )
+        if not 0 <= busy_timeout <= 1_000_000:
+            raise OptionError(f"busy_timeout must be a number of seconds from 0 to 1,000,000, not {busy_timeout!r}")
         if not table or "\0" in table or table.lower().startswith("sqlite_"):
             raise OptionError(f"{table!r} cannot be the name of an SQLite table")
         self._busy_timeout = busy_timeout
         self._durable = durable
         self._table = name = '"' + table.replace('"', '""') + '"'
-        self._clients: Clients[Any] = Clients(
+        self._clients: Clients[_Client] = Clients(
             asynchronous=asynchronous,
             connect=self._connect,
             disconnect=self._disconnect,
@@ -83,6 +97,7 @@ class SQLiteBackend(Backend):
             f"INSERT INTO {name} (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
         )
         self._replace = f"UPDATE {name} SET value = ? WHERE key = ? AND value = ? RETURNING 1"
+        self._remove = f"DELETE FROM {name} WHERE key = ? AND value = ? RETURNING 1"
         self._delete = f"DELETE FROM {name} WHERE key IN (SELECT value FROM json_each(?))"
         self._keys = f"SELECT key, NULL FROM {name} WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
         self._items = f"SELECT key, value FROM {name} WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
@@ -112,17 +127,19 @@ class SQLiteBackend(Backend):
         yield from self._clients.close()
 
     def get(self, key: str) -> Step[bytes | None]:
-        rows = yield from self._fetchall(self._get, (key,))
+        rows = yield from self._read(self._get, (key,))
         return rows[0][0] if rows else None
 
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         if mode == "overwrite":
-            yield from self._fetchall(self._overwrite, (key, value))
+            yield from self._write(self._overwrite, (key, value))
             return True
-        return bool((yield from self._fetchall(self._create, (key, value))))
+        return bool((yield from self._write(self._create, (key, value))))
 
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
-        return bool((yield from self._fetchall(self._replace, (new, key, old))))
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
+        if new is None:
+            return bool((yield from self._write(self._remove, (key, old))))
+        return bool((yield from self._write(self._replace, (new, key, old))))
 
     def scan(
         self,
@@ -137,70 +154,82 @@ class SQLiteBackend(Backend):
         start, end = scan_range(prefix, after, children=delimiter is not None)
         if delimiter:
             parameters = {"start": start, "end": end, "skip": len(prefix) + 1, "limit": limit}
-            rows = yield from self._fetchall(self._children, parameters)
+            rows = yield from self._read(self._children, parameters)
         else:
-            rows = yield from self._fetchall(self._items if values else self._keys, (start, end, limit))
+            rows = yield from self._read(self._items if values else self._keys, (start, end, limit))
         return Page(rows, rows[-1][0] if len(rows) == limit else None)
 
     def delete(self, keys: Iterable[str]) -> Step[None]:
-        yield from self._fetchall(self._delete, (json.dumps(list(keys)),))
+        yield from self._write(self._delete, (json.dumps(list(keys)),))
 
-    def _fetchall(self, sql: str, parameters: Any) -> Step[list[Any]]:
-        """The one place where a statement runs."""
+    def _read(self, sql: str, parameters: Any) -> Step[list[Any]]:
         try:
             client = yield from self._clients.get()
-            rows: list[Any] = yield self._finished(client.execute_fetchall(sql, parameters))
+            rows: list[Any] = yield self._finished(client.reader.execute_fetchall(sql, parameters))
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+        return rows
+
+    def _write(self, sql: str, parameters: Any) -> Step[list[Any]]:
+        try:
+            client = yield from self._clients.get()
+            rows: list[Any] = yield self._finished(client.writer.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
             raise self._translated(error) from error
         return rows
 
     def _finished(self, result: Any) -> Any:
-        """Have a statement of the async face awaited to its end, even by a task that is cancelled.
+        return to_the_end(result) if self.asynchronous else result
 
-        A cancelled save is then over when its task is, and no thread reports to a loop that is closed.
-        """
-        return _awaited_to_the_end(result) if self.asynchronous else result
-
-    def _connect(self) -> Step[Any]:
+    def _connect(self) -> Step[_Client]:
         if sqlite3.sqlite_version_info < (3, 35):
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: kvpersist needs 3.35 or newer")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the folder of the database {self.path}: {error.strerror}") from error
-        settings: dict[str, Any] = {"timeout": self._busy_timeout, "isolation_level": None}
-        client: Any
-        if self.asynchronous:
-            try:
-                import aiosqlite
-            except ImportError as error:
-                raise MissingExtraError('async SQLite needs aiosqlite: pip install "kvpersist[sqlite]"') from error
-            client = aiosqlite.connect(self.path, **settings)
-            # An application that forgets to clean up should still be able to exit.
-            client._thread.daemon = True
-            yield client
-        else:
-            client = _Connection(self.path, **settings)
+        writer = yield from self._connection()
         try:
-            yield from self._set_wal(client)
-            yield client.execute_fetchall(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
-            if not (yield client.execute_fetchall(f"PRAGMA table_info({self._table})")):
-                yield client.execute_fetchall(
-                    f"CREATE TABLE IF NOT EXISTS {self._table} (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL)"
-                )
-            columns = yield client.execute_fetchall(f"PRAGMA table_info({self._table})")
-            if [(column[1], column[2], column[5]) for column in columns] != [
-                ("key", "TEXT", 1),
-                ("value", "BLOB", 0),
-            ]:
-                raise StoreError(
-                    f"the table {self.options['table']!r} of {self.path} is not one of kvpersist's; "
-                    "choose another with table=..."
-                )
+            yield from self._set_up(writer)
+            reader = yield from self._connection()
         except BaseException:
-            yield client.close()
+            yield writer.close()
             raise
-        return client
+        yield reader.execute_fetchall("PRAGMA query_only = ON")
+        return _Client(writer, reader)
+
+    def _connection(self) -> Step[Any]:
+        settings: dict[str, Any] = {"timeout": self._busy_timeout, "isolation_level": None}
+        if not self.asynchronous:
+            return _Connection(self.path, **settings)
+        try:
+            import aiosqlite
+        except ImportError as error:
+            raise MissingExtraError('async SQLite needs aiosqlite: pip install "kvpersist[sqlite]"') from error
+        connection = aiosqlite.connect(self.path, **settings)
+        # An application that forgets to clean up should still be able to exit.
+        connection._thread.daemon = True
+        try:
+            yield connection
+        except BaseException:
+            yield asyncio.to_thread(connection._thread.join)  # it still has its own end to report to this loop
+            raise
+        return connection
+
+    def _set_up(self, writer: Any) -> Step[None]:
+        # First a look: a database that is not ours is left as it is.
+        columns = yield writer.execute_fetchall(f"PRAGMA table_info({self._table})")
+        if columns and [(column[1], column[2], column[5]) for column in columns] != _COLUMNS:
+            raise StoreError(
+                f"the table {self.options['table']!r} of {self.path} is not one of kvpersist's; "
+                "choose another with table=..."
+            )
+        yield from self._set_wal(writer)
+        yield writer.execute_fetchall(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+        if not columns:
+            yield writer.execute_fetchall(
+                f"CREATE TABLE IF NOT EXISTS {self._table} (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL)"
+            )
 
     def _set_wal(self, client: Any) -> Step[None]:
         # For this one statement SQLite does not wait for a lock, whatever the timeout says.  Two processes
@@ -219,8 +248,9 @@ class SQLiteBackend(Backend):
             else:
                 return  # where a file system cannot do it, the mode stays what it was
 
-    def _disconnect(self, client: Any) -> Step[None]:
-        yield client.close()
+    def _disconnect(self, client: _Client) -> Step[None]:
+        yield client.reader.close()
+        yield client.writer.close()
 
     def _translated(self, error: sqlite3.Error) -> StoreError:
         message = str(error)
@@ -235,21 +265,13 @@ class SQLiteBackend(Backend):
         return StoreError(f"{self.path}: {message}")
 
 
-async def _awaited_to_the_end(awaitable: Awaitable[Any]) -> Any:
-    task = asyncio.ensure_future(awaitable)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+def _stop_unheard(client: _Client) -> None:
+    """Stop `aiosqlite` connections of another loop.
 
-
-def _stop_unheard(client: Any) -> None:
-    """Stop an `aiosqlite` connection whose loop is closed.
-
-    It would report to the loop that runs here and now, and that one may be closed as well by then.  A new
+    They would report to the loop that runs here and now, and that one may be closed as well by then.  A new
     thread has no loop.
     """
-    thread = threading.Thread(target=client.stop)
-    thread.start()
-    thread.join()
+    for connection in client:
+        thread = threading.Thread(target=connection.stop)
+        thread.start()
+        thread.join()

@@ -1,0 +1,372 @@
+"""``postgresql://``: one table in a PostgreSQL database.
+
+Every operation is one statement in autocommit mode: one round trip, and no transaction is left open.  Keys have the
+collation "C", which is bytewise order.  Values are stored out of line and not compressed again (EXTERNAL), so that
+looking at keys never touches them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from ..errors import MissingExtraError, OptionError, StoreError, StoreUnavailableError
+from ..keys import scan_range
+from ..steps import Step
+from ..urls import redacted
+from . import PAGE, Backend, Clients, GivenClient, Mode, Page
+
+try:
+    import psycopg
+    import psycopg_pool
+    from psycopg.conninfo import make_conninfo
+    from psycopg.rows import tuple_row
+    from psycopg.sql import Identifier
+except ImportError as error:
+    raise MissingExtraError('PostgreSQL needs psycopg: pip install "kvpersist[postgresql]"') from error
+
+MAX_NAME = 63
+"""The longest name of a table or schema, in bytes; the server would cut a longer one, and two could become one."""
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that does not wait for an answer for ever."""
+
+    answer_timeout: float | None = None
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        return super().wait(gen, interval, self.answer_timeout if timeout is None else timeout)
+
+
+class _AsyncConnection(psycopg.AsyncConnection[Any]):
+    """The async twin of `_Connection`."""
+
+    answer_timeout: float | None = None
+
+    async def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        return await super().wait(gen, interval, self.answer_timeout if timeout is None else timeout)
+
+
+class PostgreSQLBackend(Backend):
+    """A table of a PostgreSQL database, 12 or newer.
+
+    One connection serves all threads or tasks, one after the other, unless there is a pool.
+
+    Args:
+        url: ``postgresql://user:password@host:5432/database``.
+        table: the table's name, any text of up to 63 bytes.
+        schema: the table's schema, which must exist; by default the first of the search path.
+        pool: the most connections of a pool; 0 is one connection and no pool.
+        prepare: prepare statements; say False behind a PgBouncer in transaction mode that does not support it.
+        timeout: seconds to wait for a connection, and for an answer.
+        driver_options: all others go to libpq, such as ``sslmode`` or ``application_name``.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        asynchronous: bool = False,
+        table: str = "kvpersist",
+        schema: str = "",
+        pool: int = 0,
+        prepare: bool = True,
+        timeout: float = 30.0,
+        **driver_options: Any,
+    ) -> None:
+        super().__init__(
+            url,
+            asynchronous=asynchronous,
+            table=table,
+            schema=schema,
+            pool=pool,
+            prepare=prepare,
+            timeout=timeout,
+            **driver_options,
+        )
+        for name in (table, schema or "public"):
+            if not name or "\0" in name or len(name.encode()) > MAX_NAME:
+                raise OptionError(f"{name!r} cannot be a name in PostgreSQL: those have 1 to {MAX_NAME} bytes, no NUL")
+        settings = {"connect_timeout": max(2, math.ceil(timeout)), **driver_options}
+        if url == _GIVEN:
+            url = "postgresql://"
+        try:
+            conninfo = make_conninfo(url)
+        except (psycopg.Error, ValueError):
+            # Neither the message nor the cause: libpq quotes the part it stumbles over, which may be the password.
+            raise OptionError(
+                f"{redacted(url)} is no URL that PostgreSQL understands; special characters in a user's name or a "
+                "password must be percent-encoded"
+            ) from None
+        try:
+            self._conninfo = make_conninfo(conninfo, **settings)
+        except psycopg.Error as error:
+            raise OptionError(f"{redacted(url)}: {error}") from error
+        self._pool = pool
+        self._prepare = prepare
+        self._timeout = timeout
+        self._table = Identifier(*filter(None, (schema, table))).as_string(None)
+        self._table_is_there = False
+        self._clients: Clients[Any] | GivenClient[Any] = Clients(
+            asynchronous=asynchronous,
+            connect=self._connect,
+            disconnect=self._disconnect,
+            abandon=_abandon,
+        )
+        name = self._table.replace("%", "%%")
+        self._get = f"SELECT value FROM {name} WHERE key = %s"
+        self._get_several = f"SELECT key, value FROM {name} WHERE key = ANY(%s::text[])"
+        self._create = f"INSERT INTO {name} (key, value) VALUES (%s, %b) ON CONFLICT DO NOTHING RETURNING 1"
+        self._overwrite = (
+            f"INSERT INTO {name} (key, value) VALUES (%s, %b) "
+            "ON CONFLICT (key) DO UPDATE SET value = excluded.value RETURNING 1"
+        )
+        self._replace = f"UPDATE {name} SET value = %b WHERE key = %s AND value = %b RETURNING 1"
+        self._remove = f"DELETE FROM {name} WHERE key = %s AND value = %b RETURNING 1"
+        self._delete = f"WITH gone AS (DELETE FROM {name} WHERE key = ANY(%s::text[])) SELECT 1"
+        self._keys = f"SELECT key, NULL FROM {name} WHERE key >= %s AND key < %s ORDER BY key"
+        self._items = f"SELECT key, value FROM {name} WHERE key >= %s AND key < %s ORDER BY key"
+        # A skip scan: each step seeks the first key behind all that the last child stands for.
+        self._children = f"""
+            WITH RECURSIVE
+              found(key) AS (
+                (SELECT key FROM {name} WHERE key >= %(start)s AND key < %(end)s ORDER BY key LIMIT 1)
+                UNION ALL
+                SELECT (SELECT key FROM {name} WHERE key < %(end)s AND key >=
+                          CASE strpos(substr(found.key, %(skip)s), '/') WHEN 0 THEN found.key || ' ' ELSE
+                            left(found.key, %(skip)s - 2 + strpos(substr(found.key, %(skip)s), '/')) || '0' END
+                        ORDER BY key LIMIT 1)
+                FROM found WHERE found.key IS NOT NULL
+              )
+            SELECT CASE strpos(substr(key, %(skip)s), '/') WHEN 0 THEN key
+                     ELSE left(key, %(skip)s - 1 + strpos(substr(key, %(skip)s), '/')) END, NULL
+            FROM found WHERE key IS NOT NULL"""
+
+    @classmethod
+    def of_client(cls, client: Any, *, asynchronous: bool, **options: Any) -> PostgreSQLBackend:
+        """The store behind a connection in autocommit mode or a pool of such, sync or async."""
+        kinds = (
+            (psycopg.AsyncConnection, psycopg_pool.AsyncConnectionPool)
+            if asynchronous
+            else (psycopg.Connection, psycopg_pool.ConnectionPool)
+        )
+        if not isinstance(client, kinds):
+            raise OptionError(
+                f"this needs {'an async' if asynchronous else 'a sync'} client, a psycopg.{kinds[0].__name__} or "
+                f"psycopg_pool.{kinds[1].__name__}, not a {type(client).__module__}.{type(client).__qualname__}"
+            )
+        unknown = options.keys() - {"table", "schema", "prepare"}
+        if unknown:
+            raise OptionError(
+                f"a store made of a client has no option {min(unknown)!r}; known are prepare, schema, table"
+            )
+        is_pool = isinstance(client, kinds[1])
+        if not is_pool:
+            _check_autocommit(client)
+        backend = cls(_GIVEN, asynchronous=asynchronous, pool=int(is_pool), **options)
+        backend._clients = GivenClient(client)
+        return backend
+
+    def open(self) -> Step[None]:
+        yield from self._fetchall(self._get, ("",))
+
+    def close(self) -> Step[None]:
+        yield from self._clients.close()
+
+    def get(self, key: str) -> Step[bytes | None]:
+        rows = yield from self._fetchall(self._get, (key,))
+        return rows[0][0] if rows else None
+
+    def get_many(self, keys: Iterable[str]) -> Step[list[bytes | None]]:
+        keys = list(keys)
+        if not keys:
+            return []
+        found = dict((yield from self._fetchall(self._get_several, (keys,))))
+        return [found.get(key) for key in keys]
+
+    def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
+        return bool((yield from self._fetchall(getattr(self, f"_{mode}"), (key, value))))
+
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
+        if new is None:
+            return bool((yield from self._fetchall(self._remove, (key, old))))
+        return bool((yield from self._fetchall(self._replace, (new, key, old))))
+
+    def scan(
+        self,
+        prefix: str,
+        *,
+        after: str | None = None,
+        limit: int | None = None,
+        values: bool = False,
+        delimiter: Literal["/"] | None = None,
+    ) -> Step[Page]:
+        limit = limit or PAGE
+        start, end = scan_range(prefix, after, children=delimiter is not None)
+        # The limit is part of the statement: with it as a parameter the server would plan anew each time, since a
+        # plan for any limit looks dearer to it than the one for this limit.
+        if delimiter:
+            parameters = {"start": start, "end": end, "skip": len(prefix) + 1}
+            rows = yield from self._fetchall(f"{self._children} LIMIT {limit:d}", parameters)
+        else:
+            statement = self._items if values else self._keys
+            rows = yield from self._fetchall(f"{statement} LIMIT {limit:d}", (start, end))
+        return Page(rows, rows[-1][0] if len(rows) == limit else None)
+
+    def delete(self, keys: Iterable[str]) -> Step[None]:
+        yield from self._fetchall(self._delete, (list(keys),))
+
+    def _fetchall(self, statement: str, parameters: Any) -> Step[list[Any]]:
+        """The one place where a statement runs.
+
+        A connection that the server has closed is noticed when it is used.  Every operation may be done twice, so it
+        is done again on a new one.
+        """
+        try:
+            try:
+                return (yield from self._fetchall_once(statement, parameters))
+            except _Broken:
+                return (yield from self._fetchall_once(statement, parameters))
+        except _Broken as broken:
+            raise self._translated(broken.error) from broken.error
+        except psycopg.Error as error:
+            raise self._translated(error) from error
+
+    def _fetchall_once(self, statement: str, parameters: Any) -> Step[list[Any]]:
+        client = yield from self._clients.get()
+        connection = (yield client.getconn()) if self._pool else client
+        try:
+            if not self._table_is_there:
+                yield from self._make_table(connection)
+            cursor = connection.cursor(binary=True, row_factory=tuple_row)
+            yield cursor.execute(statement, parameters, prepare=self._prepare)
+            rows: list[Any] = yield cursor.fetchall()
+        except GeneratorExit:  # nothing can be waited for any more
+            raise
+        except BaseException as error:
+            is_late = isinstance(error, psycopg.errors._WaitTimeout)
+            if is_late and not isinstance(self._clients, GivenClient):
+                yield connection.close()  # the answer may still come, and would be taken for another's
+            if self._pool:
+                yield client.putconn(connection)
+            elif connection.closed:
+                self._clients.drop(client)
+            if connection.closed and not is_late and isinstance(error, psycopg.OperationalError):
+                if self._pool:
+                    yield client.check()  # where one has been closed, others have
+                raise _Broken(error) from error
+            raise
+        if self._pool:
+            yield client.putconn(connection)
+        return rows
+
+    def _connect(self) -> Step[Any]:
+        connection_class: Any = _AsyncConnection if self.asynchronous else _Connection
+        connection = yield connection_class.connect(self._conninfo, autocommit=True)
+        connection.answer_timeout = self._timeout
+        if not self._pool:
+            return connection
+        # That worked, so it is worth while to start a pool.
+        yield connection.close()
+        pool_class: Any = psycopg_pool.AsyncConnectionPool if self.asynchronous else psycopg_pool.ConnectionPool
+        pool = pool_class(
+            self._conninfo,
+            connection_class=connection_class,
+            kwargs={"autocommit": True},
+            configure=self._configure_async if self.asynchronous else self._configure,
+            min_size=1,
+            max_size=self._pool,
+            timeout=self._timeout,
+            open=False,
+        )
+        yield pool.open()
+        return pool
+
+    def _configure(self, connection: _Connection) -> None:
+        connection.answer_timeout = self._timeout
+
+    async def _configure_async(self, connection: _AsyncConnection) -> None:
+        connection.answer_timeout = self._timeout
+
+    def _disconnect(self, client: Any) -> Step[None]:
+        yield client.close()
+
+    def _make_table(self, connection: Any) -> Step[None]:
+        _check_autocommit(connection)
+        columns = yield from self._columns(connection)
+        if not columns:
+            # Of two that find that it does not exist one may be told that it does.
+            with contextlib.suppress(*_EXISTS_ALREADY):
+                # Both in one message are one transaction.
+                yield connection.execute(
+                    f'CREATE TABLE IF NOT EXISTS {self._table} (key text COLLATE "C" PRIMARY KEY, '
+                    f"value bytea NOT NULL); ALTER TABLE {self._table} ALTER COLUMN value SET STORAGE EXTERNAL",
+                    prepare=False,
+                )
+            columns = yield from self._columns(connection)
+        if columns != [("key", "text", "C", True), ("value", "bytea", None, False)]:
+            raise StoreError(
+                f"{redacted(self.url)}: the table {self._table} is not one of kvpersist's; "
+                "choose another with table=..."
+            )
+        self._table_is_there = True
+
+    def _columns(self, connection: Any) -> Step[list[Any]]:
+        cursor = connection.cursor(row_factory=tuple_row)
+        yield cursor.execute(
+            """SELECT attname::text, format_type(atttypid, atttypmod), collname::text, EXISTS (
+                   SELECT FROM pg_catalog.pg_index
+                   WHERE indrelid = attrelid AND indisunique AND indnatts = 1 AND indkey[0] = attnum)
+               FROM pg_catalog.pg_attribute LEFT JOIN pg_catalog.pg_collation AS c ON c.oid = attcollation
+               WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attnum""",
+            (self._table,),
+            prepare=False,
+        )
+        columns: list[Any] = yield cursor.fetchall()
+        return columns
+
+    def _translated(self, error: psycopg.Error) -> StoreError:
+        where = redacted(self.url)
+        if isinstance(error, psycopg.errors._WaitTimeout):
+            return StoreUnavailableError(f"{where}: no answer within {self._timeout} s")
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            return StoreError(f"{where}: the user lacks a right: {error}")
+        if isinstance(error, psycopg.OperationalError) and not isinstance(error, _REFUSED):
+            return StoreUnavailableError(f"{where}: {error}")
+        return StoreError(f"{where}: {error}")
+
+
+class _Broken(Exception):
+    """The connection is closed, and that was found out only now."""
+
+    def __init__(self, error: psycopg.Error) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+_GIVEN = "postgresql://client"
+# What the loser of a race to make a table may be told, depending on how far the winner was.
+_EXISTS_ALREADY = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation)
+# Errors that waiting does not help against, though they are operational.
+_REFUSED = (
+    psycopg.errors.InvalidPassword,
+    psycopg.errors.InvalidAuthorizationSpecification,
+    psycopg.errors.DiskFull,
+    psycopg.errors.OutOfMemory,
+)
+
+
+def _check_autocommit(connection: Any) -> None:
+    if not connection.autocommit:
+        raise OptionError(
+            "the connection must be in autocommit mode, or every read would leave a transaction open: "
+            "psycopg.connect(..., autocommit=True); for a pool, kwargs={'autocommit': True}"
+        )
+
+
+def _abandon(client: Any) -> None:
+    # The loop is gone, and with it what could close a pool; a connection needs no loop to go.
+    if isinstance(client, psycopg.AsyncConnection):
+        client.pgconn.finish()
