@@ -29,7 +29,7 @@ try:
     from pymongo.read_preferences import ReadPreference
     from pymongo.write_concern import WriteConcern
 except ImportError as error:
-    raise MissingExtraError('MongoDB needs pymongo 4.13 or newer: pip install "kvpersist[mongodb]"') from error
+    raise MissingExtraError('MongoDB needs pymongo 4.16 or newer: pip install "kvpersist[mongodb]"') from error
 
 MAX_DOCUMENT: Final = 16 * 1024 * 1024
 """The most bytes that MongoDB takes in a document."""
