@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .errors import (
         ClosedError,
         ConflictError,
+        CorruptPartError,
         CorruptRecordError,
         DeserializationError,
         InvalidIdError,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
         UnsafeSerializerError,
         UntrustedRecordError,
     )
-    from .history import ALL
+    from .history import ALL, Report
     from .persisters import AsyncPersister, Persister
     from .records import Header
     from .store import AsyncStore, Store
@@ -44,11 +45,13 @@ _HOMES = {
     "AsyncStore": "store",
     "Header": "records",
     "Persister": "persisters",
+    "Report": "history",
     "Store": "store",
     **dict.fromkeys(
         [
             "ClosedError",
             "ConflictError",
+            "CorruptPartError",
             "CorruptRecordError",
             "DeserializationError",
             "InvalidIdError",
@@ -72,6 +75,7 @@ __all__ = [
     "AsyncStore",
     "ClosedError",
     "ConflictError",
+    "CorruptPartError",
     "CorruptRecordError",
     "DeserializationError",
     "Header",
@@ -81,6 +85,7 @@ __all__ = [
     "MissingExtraError",
     "OptionError",
     "Persister",
+    "Report",
     "SerializationError",
     "Store",
     "StoreError",

@@ -15,7 +15,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from ..errors import ClosedError, OptionError, StoreError
@@ -48,6 +48,10 @@ class Backend(abc.ABC):
     atomic_create: ClassVar[bool] = True
     """Whether of two concurrent `put(mode="create")` of one key exactly one wins."""
 
+    values_in_scan: ClassVar[bool] = True
+    """Whether `scan(values=True)` is one round trip.  Where it is not, as on object stores, what is behind a key
+    is fetched together with other things."""
+
     def __init__(self, url: str, *, asynchronous: bool = False, **options: Any) -> None:
         self.url = url
         self.asynchronous = asynchronous
@@ -72,6 +76,16 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         """Store a value.  ``"create"`` stores it only where the key is absent and returns whether it did."""
+
+    def put_many(self, entries: Sequence[tuple[str, bytes]]) -> Step[bool]:
+        """Store values under keys that are absent, in order: none is stored unless all before it were.
+
+        Returns whether all were.  A store that can do so makes one round trip of it, and stores all or none.
+        """
+        for key, value in entries:
+            if not (yield from self.put(key, value, "create")):
+                return False
+        return True
 
     @abc.abstractmethod
     def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
