@@ -134,7 +134,7 @@ class ServerContract(SharedStoreContract):
     def test_an_operation_is_one_round_trip(
         self, proxy: TCPProxy, face: Face, place: dict[str, Any], depth: int
     ) -> None:
-        persister = self.warm(face.persister(self.url(proxy.port), timeout=30, **place))
+        persister = self.warm(face.persister(self.url(proxy.port), timeout=30, compact_history=False, **place))
 
         def counted(method: str, *arguments: Any) -> Any:
             before = proxy.round_trips
@@ -157,6 +157,24 @@ class ServerContract(SharedStoreContract):
         assert counted("load", "p", "app0", depth + 2) is None
         assert counted("load", "p", "no such app") is None
         assert counted("list_app_ids", "p") == ["app0", "app1", "app2"]
+
+    def test_a_compact_history_saves_in_one_round_trip_and_loads_in_two(
+        self, proxy: TCPProxy, face: Face, place: dict[str, Any]
+    ) -> None:
+        persister = self.warm(face.persister(self.url(proxy.port), timeout=30, **place))
+        texts = [f"message {number} " * 40 for number in range(60)]
+        for number in range(15):
+            persister.save("p", "a", number, "step", state(texts[: 30 + number]), "completed")
+        for number in range(15, 29):  # with a part at 21 and at 28
+            before = proxy.round_trips
+            persister.save("p", "a", number, "step", state(texts[: 30 + number]), "completed")
+            assert proxy.round_trips - before == 1, number
+        fresh = self.warm(face.persister(self.url(proxy.port), timeout=30, **place))
+        fresh.load("p", "a", 0)  # PostgreSQL prepares a statement at its first use, which is one more
+        for number in (28, 20, 7):
+            before = proxy.round_trips
+            assert fresh.load("p", "a", number)["state"]["n"] == texts[: 30 + number]
+            assert proxy.round_trips - before <= 2, number
 
     # Faults
 

@@ -74,7 +74,7 @@ class TestCollections(FaceFixtures):
             client.drop_database(name)
 
     def test_what_is_too_large_is_an_error_before_it_is_sent(self, face: Face, url: str) -> None:
-        persister = face.persister(url, collection=unique())
+        persister = face.persister(url, collection=unique(), compact_history=False)
         persister.save("p", "a", 1, "step", state("x" * 15_000_000), "completed")
         assert len(persister.load("p", "a")["state"]["n"]) == 15_000_000
         with pytest.raises(StoreError, match=r"the record has 17,000,\d\d\d bytes.* 16,777,216 bytes"):

@@ -333,7 +333,7 @@ class TestOptions(FaceFixtures):
     def test_a_full_server_says_so(self, face: Face, prefix: str) -> None:
         server = new_redis("--maxmemory", "3mb", "--maxmemory-policy", "noeviction")
         try:
-            persister = face.persister(f"redis://127.0.0.1:{server.port}", prefix=prefix)
+            persister = face.persister(f"redis://127.0.0.1:{server.port}", prefix=prefix, compact_history=False)
             persister.save("p", "a", 0, "step", state(0), "completed")
             with pytest.raises(StoreError, match="maxmemory"):
                 _fill(persister)
