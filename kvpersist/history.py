@@ -43,8 +43,7 @@ ALL: Final = All.ALL
 """Every partition, or every app (None is a partition of its own)."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """A record with its state."""
 
     header: Header

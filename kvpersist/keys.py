@@ -229,6 +229,7 @@ def check(key: str) -> None:
         )
 
 
+@lru_cache(maxsize=4096)
 def prefix_end(prefix: str) -> str:
     """The smallest text that is greater than every key that starts with `prefix`."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "~"

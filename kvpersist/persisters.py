@@ -504,12 +504,12 @@ def _loaded(record: Record | None) -> PersistedStateData | None:
     if record is None:
         return None
     header = record.header
-    return PersistedStateData(
-        partition_key=cast(str, header.partition_key),  # Burr's type forgets that it may be None
-        app_id=header.app_id,
-        sequence_id=header.sequence_id,
-        position=header.position,
-        state=State(record.state),
-        created_at=header.created_at,
-        status=header.status,
-    )
+    return {
+        "partition_key": cast(str, header.partition_key),  # Burr's type forgets that it may be None
+        "app_id": header.app_id,
+        "sequence_id": header.sequence_id,
+        "position": header.position,
+        "state": State(record.state),
+        "created_at": header.created_at,
+        "status": header.status,
+    }

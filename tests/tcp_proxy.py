@@ -22,6 +22,9 @@ class TCPProxy:
 
     def __init__(self, port: int, *, ignore: Callable[[bytes], bool] = lambda data: False) -> None:
         self.round_trips = 0
+        # Seconds that a client must have been silent before it gets an answer.  A server answers the first commands
+        # of a long request while the rest is still being sent; with this, such an answer ends no round trip.
+        self.patience = 0.0
         self.connections = 0
         self._fault: Fault | None = None
         self._loud = asyncio.Event()
@@ -68,9 +71,9 @@ class TCPProxy:
     async def _stopped(self) -> None:
         self._server.close()
         await self._cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._loud.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -87,7 +90,7 @@ class TCPProxy:
             return
         self._open.add(to_writer)
         # Whether the server has answered what the client sent last, and whether that answer is to be lost.
-        state = {"answered": True, "lose": False}
+        state: dict[str, int] = {"answered": True, "lose": False, "sent": 0}
         pumps = [
             asyncio.ensure_future(self._requests(reader, to_writer, state)),
             asyncio.ensure_future(self._answers(to_reader, writer, state)),
@@ -103,13 +106,14 @@ class TCPProxy:
                 each.transport.abort()
 
     async def _requests(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, bool]
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, int]
     ) -> None:
         while data := await reader.read(1 << 16):
             if not self._ignore(data):
                 if state["answered"]:
                     self.round_trips += 1
-                    state["answered"] = False
+                    state.update(answered=False, sent=0)
+                state["sent"] += len(data)
                 if self._fault == "cut before":
                     self._fault = None
                     return
@@ -120,12 +124,14 @@ class TCPProxy:
             writer.write(data)
             await writer.drain()
 
-    async def _answers(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, bool]
-    ) -> None:
+    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, int]) -> None:
         while data := await reader.read(1 << 16):
-            state["answered"] = True
             if state["lose"]:
                 return
+            sent = -1
+            while self.patience and state["sent"] != sent:
+                sent = state["sent"]
+                await asyncio.sleep(self.patience)
+            state["answered"] = True
             writer.write(data)
             await writer.drain()

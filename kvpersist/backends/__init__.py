@@ -172,11 +172,12 @@ class Clients(Generic[C]):
         """The client to use here and now."""
         if self._closed:
             raise ClosedError("this store was closed; open it anew")
+        if self._sync is not None:
+            return self._sync
         if not self._asynchronous:
-            if self._sync is None:
-                with self._lock:
-                    if self._sync is None:
-                        self._sync = yield from self._connect()
+            with self._lock:
+                if self._sync is None:
+                    self._sync = yield from self._connect()
             return self._sync
         loop = asyncio.get_running_loop()
         task = self._tasks.get(loop)

@@ -11,7 +11,7 @@ retries what a lost connection left open.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 from urllib.parse import urlencode, urlsplit
 
@@ -29,10 +29,12 @@ try:
     from pymongo.read_preferences import ReadPreference
     from pymongo.write_concern import WriteConcern
 except ImportError as error:
-    raise MissingExtraError('MongoDB needs pymongo 4.13 or newer: pip install "kvpersist[mongodb]"') from error
+    raise MissingExtraError('MongoDB needs pymongo 4.16 or newer: pip install "kvpersist[mongodb]"') from error
 
 MAX_DOCUMENT: Final = 16 * 1024 * 1024
 """The most bytes that MongoDB takes in a document."""
+
+_DUPLICATE_KEY = 11000
 
 
 class MongoDBBackend(Backend):
@@ -128,6 +130,17 @@ class MongoDBBackend(Backend):
                     continue
                 raise
             return True
+
+    def put_many(self, entries: Sequence[tuple[str, bytes]]) -> Step[bool]:
+        try:
+            # In order, and none behind one that is there already.
+            yield from self._call("insert_many", [self._document(key, value) for key, value in entries], ordered=True)
+        except StoreError as error:
+            cause = error.__cause__
+            if isinstance(cause, errors.BulkWriteError) and cause.details["writeErrors"][0]["code"] == _DUPLICATE_KEY:
+                return False
+            raise
+        return True
 
     def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
         if new is None:
@@ -241,8 +254,12 @@ class MongoDBBackend(Backend):
         yield from ()
         kind: Any = pymongo.AsyncMongoClient if self.asynchronous else pymongo.MongoClient
         milliseconds = round(self._timeout * 1000)
-        # The second is how long closing waits for a server that is gone.
-        given = {"timeoutMS": milliseconds, "serverSelectionTimeoutMS": milliseconds, **self._driver_options}
+        given = {
+            "timeoutMS": milliseconds,
+            "connectTimeoutMS": milliseconds,  # how soon the driver notices that a server is silent
+            "serverSelectionTimeoutMS": milliseconds,  # how long closing waits for a server that is gone
+            **self._driver_options,
+        }
         texts = {name: value for name, value in given.items() if isinstance(value, str)}
         options = {name: value for name, value in given.items() if name not in texts}
         url = self.url if urlsplit(self.url).path else f"{self.url}/"

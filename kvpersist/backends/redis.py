@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote, urlencode, urlsplit
 
@@ -49,7 +49,9 @@ except ImportError as error:
 DEPTH: Final = 3
 """How many segments name an app's folder."""
 
-REGISTERED = b"1"
+REGISTERED: Final = b"1"
+LARGE: Final = 100_000
+"""From how many bytes on a value is written by a transaction, which costs more commands, and copies less."""
 
 
 class _Script(NamedTuple):
@@ -96,6 +98,24 @@ redis.call('ZADD', index, 0, name)
 if ARGV[4] then
   redis.call('PEXPIRE', values, ARGV[4])
   redis.call('PEXPIRE', index, ARGV[4])
+end
+return 1
+""")
+
+# Names with their values, all or none, in a folder that this process knows to be registered; as _WRITE_REGISTERED.
+_CREATE_ALL = _script("""
+local values, index, ttl = KEYS[1], KEYS[2], ARGV[1]
+if redis.call('HGET', values, '') ~= '1' then return -1 end
+for number = 2, #ARGV, 2 do
+  if redis.call('HEXISTS', values, ARGV[number]) == 1 then return 0 end
+end
+for number = 2, #ARGV, 2 do
+  redis.call('HSET', values, ARGV[number], ARGV[number + 1])
+  redis.call('ZADD', index, 0, ARGV[number])
+end
+if ttl ~= '0' then
+  redis.call('PEXPIRE', values, ttl)
+  redis.call('PEXPIRE', index, ttl)
 end
 return 1
 """)
@@ -320,6 +340,16 @@ class RedisBackend(Backend):
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         return (yield from self._write(*_split(key), mode, value))
 
+    def put_many(self, entries: Sequence[tuple[str, bytes]]) -> Step[bool]:
+        folder = _split(entries[0][0])[0] if entries else ""
+        if folder in self._registered and all(_split(key)[0] == folder for key, _ in entries):
+            named = [each for key, value in entries for each in (_split(key)[1], value)]
+            done = yield from self._run(_CREATE_ALL, folder, self._ttl if _is_app(folder) else 0, *named)
+            if done >= 0:
+                return bool(done)
+            self._registered.discard(folder)
+        return (yield from super().put_many(entries))
+
     def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
         if new is None:
             folder, name = _split(key)
@@ -335,7 +365,7 @@ class RedisBackend(Backend):
         values: bool = False,
         delimiter: Literal["/"] | None = None,
     ) -> Step[Page]:
-        limit = limit or PAGE
+        limit = min(limit or PAGE, PAGE)  # a script's stack holds so many
         start, end = scan_range(prefix, after, children=delimiter is not None)
         folder, begun = _split(prefix)
         entries: list[Entry] = []
@@ -413,6 +443,14 @@ class RedisBackend(Backend):
     def _write(self, folder: str, name: str, mode: str, value: bytes, old: bytes = b"") -> Step[bool]:
         ttl = self._ttl if _is_app(folder) else 0
         if folder in self._registered and mode != "replace":
+            if len(value) >= LARGE and not self._is_cluster and not self._replicas:
+                done, state = yield from self._write_large(folder, name, mode, value, ttl)
+                if state in (REGISTERED, REGISTERED.decode()):
+                    return done
+                # Somebody has deleted the app.  The same again registers it anew, and finds its own value there.
+                self._registered.discard(folder)
+                yield from self._write(folder, name, mode, value)
+                return done
             expiry = (ttl,) if ttl else ()
             done = yield from self._run(_WRITE_REGISTERED, folder, mode, name, value, *expiry)
             if done >= 0:
@@ -440,6 +478,23 @@ class RedisBackend(Backend):
             self._tokens.clear()
         self._tokens[folder] = token
         return bool(done)
+
+    def _write_large(self, folder: str, name: str, mode: str, value: bytes, ttl: int) -> Step[tuple[bool, Any]]:
+        """Write without a script, which would copy the value several times: whether it was done, and the state."""
+        values, index = self._keys(folder)
+        try:
+            client = yield from self._clients.get()
+            transaction = client.pipeline(transaction=True)
+            transaction.hget(values, "")
+            transaction.execute_command("HSETNX" if mode == "create" else "HSET", values, name, value)
+            transaction.execute_command("ZADD", index, 0, name)
+            if ttl:
+                transaction.execute_command("PEXPIRE", values, ttl)
+                transaction.execute_command("PEXPIRE", index, ttl)
+            state, won, *_ = yield transaction.execute()
+        except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
+            raise self._translated(error) from error
+        return mode == "overwrite" or bool(won), state
 
     def _remember(self, folder: str) -> None:
         if len(self._registered) >= 10_000:  # what is forgotten costs nothing but time

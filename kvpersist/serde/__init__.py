@@ -57,8 +57,13 @@ class Sealed(NamedTuple):
     """A record's payload as it was stored, and what it is bound to."""
 
     where: str
-    bound: bytes
+    namespace: str
+    head: bytes
     payload: bytes
+
+    @property
+    def bound(self) -> bytes:
+        return _bound(self.namespace, self.head)
 
 
 class Serde:
@@ -211,7 +216,7 @@ class Serde:
             UntrustedRecordError: where it is not signed by one of the signing keys.
         """
         header, head, payload = records.decode(data, key, record, part=part)
-        sealed = Sealed(key, _bound(namespace, head), payload)
+        sealed = Sealed(key, namespace, head, payload)
         if self._signing is not None and not (
             self._reads_unsigned and header.signing is None and header.signature is None
         ):
