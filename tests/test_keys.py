@@ -124,7 +124,7 @@ def test_lone_surrogates_are_refused() -> None:
 def test_scan_ranges_hold_what_starts_with_the_prefix(prefix: str, after: str | None, children: bool) -> None:
     start, end = keys.scan_range(prefix, after, children=children)
     for key in [prefix + "!", prefix + "z", prefix + "a/b", "a", "z/z", (after or "") + "/x", (after or "") + "0"]:
-        inside = key.startswith(prefix) and (
-            after is None or (key > after and not (children and after.endswith("/") and key.startswith(after)))
-        )
+        # A child stands for its keys; text that is no child of this prefix does not.
+        child = children and after is not None and after.endswith("/") and after.startswith(prefix)
+        inside = key.startswith(prefix) and (after is None or (key > after and not (child and key.startswith(after))))
         assert (start <= key < end) is inside

@@ -164,7 +164,9 @@ def test_what_is_no_database_of_ours(tmp_path: Path) -> None:
             Persister.from_url(url)
 
 
-@pytest.mark.parametrize("table", ['x"; DROP TABLE kvpersist; --', "two words", "select", "täble", "'", "[x]", "a.b"])
+@pytest.mark.parametrize(
+    "table", ['x"; DROP TABLE kvpersist; --', "two words", "select", "found", "new", "{}", "täble", "'", "[x]", "a.b"]
+)
 def test_a_table_may_have_any_name(path: Path, table: str) -> None:
     with (
         Persister.from_url(f"sqlite://{path}") as plain,
@@ -175,6 +177,8 @@ def test_a_table_may_have_any_name(path: Path, table: str) -> None:
         assert plain.load("p", "a")["state"]["n"] == 1
         assert odd.load("p", "a")["state"]["n"] == 2
         assert odd.list_app_ids("p") == ["a"]
+        odd.save("p", "a", 2, "step", State({"n": "large " * 2000}), "completed")
+        assert odd.load("p", "a")["state"]["n"] == "large " * 2000
     for bad in ("", "sqlite_master", "a\0b"):
         with pytest.raises(OptionError, match="cannot be the name"):
             Persister.from_url(f"sqlite://{path}", table=bad)

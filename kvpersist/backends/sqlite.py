@@ -84,7 +84,8 @@ class SQLiteBackend(Backend):
             raise OptionError(f"{table!r} cannot be the name of an SQLite table")
         self._busy_timeout = busy_timeout
         self._durable = durable
-        self._table = name = '"' + table.replace('"', '""') + '"'
+        self._table = name = _quoted(table)
+        new, walk = _quoted(f"{table} new"), _quoted(f"{table} walk")  # never the table's own name
         self._clients: Clients[_Client] = Clients(
             asynchronous=asynchronous,
             connect=self._connect,
@@ -94,8 +95,9 @@ class SQLiteBackend(Backend):
         self._get = f"SELECT value FROM {name} WHERE key = ?"
         self._get_many = f"SELECT key, value FROM {name} WHERE key IN (SELECT value FROM json_each(?))"
         self._create_all = (
-            f"INSERT INTO {name} (key, value) SELECT key, value FROM new "
-            f"WHERE NOT EXISTS (SELECT 1 FROM main.{name} JOIN new USING (key)) RETURNING 1"
+            f"WITH {new} (key, value) AS (VALUES ",
+            f") INSERT INTO {name} (key, value) SELECT key, value FROM {new} "
+            f"WHERE NOT EXISTS (SELECT 1 FROM {name} JOIN {new} USING (key)) RETURNING 1",
         )
         self._create = f"INSERT INTO {name} (key, value) VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING 1"
         self._overwrite = (
@@ -109,18 +111,18 @@ class SQLiteBackend(Backend):
         # A skip scan: each step seeks the first key behind all that the last child stands for.
         self._children = f"""
             WITH RECURSIVE
-              found(key) AS (
+              {walk}(key) AS (
                 SELECT (SELECT key FROM {name} WHERE key >= :start AND key < :end ORDER BY key LIMIT 1)
                 UNION ALL
                 SELECT (SELECT key FROM {name} WHERE key < :end AND key >=
-                          CASE instr(substr(found.key, :skip), '/') WHEN 0 THEN found.key || ' ' ELSE
-                            substr(found.key, 1, :skip - 2 + instr(substr(found.key, :skip), '/')) || '0' END
+                          CASE instr(substr({walk}.key, :skip), '/') WHEN 0 THEN {walk}.key || ' ' ELSE
+                            substr({walk}.key, 1, :skip - 2 + instr(substr({walk}.key, :skip), '/')) || '0' END
                         ORDER BY key LIMIT 1)
-                FROM found WHERE found.key IS NOT NULL
+                FROM {walk} WHERE {walk}.key IS NOT NULL
               )
             SELECT CASE instr(substr(key, :skip), '/') WHEN 0 THEN key
                      ELSE substr(key, 1, :skip - 1 + instr(substr(key, :skip), '/')) END, NULL
-            FROM found WHERE key IS NOT NULL LIMIT :limit"""
+            FROM {walk} WHERE key IS NOT NULL LIMIT :limit"""
 
     def open(self) -> Step[None]:
         try:
@@ -148,8 +150,7 @@ class SQLiteBackend(Backend):
 
     def put_many(self, entries: Sequence[tuple[str, bytes]]) -> Step[bool]:
         # One statement, and so all or none.
-        new = ", ".join(["(?, ?)"] * len(entries))
-        sql = f"WITH new (key, value) AS (VALUES {new}) {self._create_all}"
+        sql = ", ".join(["(?, ?)"] * len(entries)).join(self._create_all)
         return bool((yield from self._write(sql, [each for entry in entries for each in entry])))
 
     def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
@@ -279,6 +280,10 @@ class SQLiteBackend(Backend):
         if "unable to open" in message or "readonly" in message:
             return StoreError(f"{self.path} cannot be opened for writing: {message}")
         return StoreError(f"{self.path}: {message}")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _stop_unheard(client: _Client) -> None:
