@@ -54,6 +54,7 @@ class RecordId(NamedTuple):
         )
 
 
+@lru_cache(maxsize=4096)
 def encode(text: str | None) -> str:
     """An id as a key segment.  Two different ids never have the same segment."""
     if text is None:
@@ -77,6 +78,7 @@ _SEGMENT_OF_BYTE = [
 ]
 
 
+@lru_cache(maxsize=4096)
 def decode(segment: str) -> str | None:
     """The id that `encode` wrote as this segment.
 
@@ -151,14 +153,15 @@ def parse_name(name: str) -> tuple[int, str] | None:
     match = _RECORD_NAME(name)
     if match is None:
         return None
-    sequence_id = int(match[2])
+    complement, written, segment = match.groups()
+    sequence_id = MAX_SEQUENCE_ID - int(complement)
+    if written != str(sequence_id):
+        return None
     try:
-        position = decode(match[3])
+        position = decode(segment)
     except InvalidKeyError:
         return None
-    if position is None or sequence_id > MAX_SEQUENCE_ID or record_name(sequence_id, position) != name:
-        return None
-    return sequence_id, position
+    return None if position is None else (sequence_id, position)
 
 
 def parse(key: str) -> tuple[str, RecordId] | None:

@@ -7,6 +7,7 @@ Both drive the same `History`; nothing is decided here.
 from __future__ import annotations
 
 import datetime as dt
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
@@ -315,6 +316,7 @@ class AsyncPersister(_Face, AsyncBaseStatePersister):
         **kwargs: Any,
     ) -> None:
         """See `Persister.save`."""
+        _warn_of_stale_state(state, sequence_id, position, status)
         await arun(self._open_history.save(partition_key, app_id, sequence_id, position, _fields(state), status))
 
     async def load(
@@ -392,6 +394,27 @@ def _fields(state: Any) -> Mapping[str, Any]:
     if not isinstance(state, Mapping):
         raise OptionError(f"the state must be a Burr State or another mapping, not a {type(state).__name__}")
     return state
+
+
+def _warn_of_stale_state(state: Any, sequence_id: int, position: str, status: Status) -> None:
+    """Say so when Burr hands over the state from before the action.
+
+    In an async application, Burr 0.43 does that for actions that are not ``async def`` (`Application._astep`
+    keeps the old state in its ``finally``).  The state's own marks tell: it belongs to this step, and yet
+    names another as the last one that was completed.
+    """
+    if (
+        status == "completed"
+        and isinstance(state, State)
+        and state.get("__SEQUENCE_ID") == sequence_id
+        and state.get("__PRIOR_STEP") != position
+    ):
+        warnings.warn(
+            f"Burr handed over the state from before the action {position!r}: in an async application its sync "
+            "actions are saved without what they did. Make the action 'async def'",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _loaded(record: Record | None) -> PersistedStateData | None:

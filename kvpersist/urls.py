@@ -109,9 +109,11 @@ def local_path(url: str) -> Path:
             f"{url!r} names the host {parts.netloc!r}; write {parts.scheme}:///absolute/path "
             f"or {parts.scheme}://./relative/path"
         )
-    if os.name == "nt":
-        path = path.lstrip("/")
-    return Path(os.path.abspath("/" + path.lstrip("/") if path.startswith("/") else path))
+    if not path:
+        raise OptionError(f"{url!r} names no path; write {parts.scheme}:///absolute/path")
+    if path.startswith("/"):
+        path = path.lstrip("/") if os.name == "nt" else "/" + path.lstrip("/")
+    return Path(os.path.abspath(path))
 
 
 @lru_cache(maxsize=1)

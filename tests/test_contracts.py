@@ -47,7 +47,8 @@ class RawFiles:
 
     def path(self, key: str) -> Path:
         folder, _, name = key.rpartition("/")
-        return self.root / folder / f"{name[:10]}+" / f"{name[10:13]}+" / f"{name[13:16]}+" / name[16:]
+        folders = f"{name[:11]}+/{name[11:13]}+/{name[13:15]}+/{name[15:17]}+"
+        return self.root / folder / folders / name[17:]
 
     def read(self, key: str) -> bytes:
         return self.path(key).read_bytes()

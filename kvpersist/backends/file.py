@@ -1,9 +1,9 @@
 """``file:///path/to/folder``: one readable file a record, below a folder of the local file system.
 
 A key's segments are folders and its last segment is a file, with one exception: a record's name starts
-with 19 digits, of which the first ten, the next three and the next three become folders of their own
-(``9223372036+/854+/775+/801.6.answer``).  So no folder that is listed grows with the history: it holds
-at most a thousand entries, and the topmost one more for every 10**9 steps.
+with 19 digits, of which the first eleven and then three times two become folders of their own
+(``92233720368+/54+/77+/58+/01.6.answer``).  So no folder that is listed grows with the history: it holds
+at most a hundred entries, and the topmost one more for every 10**8 steps.
 
 Every write goes to a temporary file first, is synced, and then appears under its name at once: by a hard
 link where the name must be new, by a rename where it may be replaced.  A reader or a crash never sees
@@ -39,7 +39,7 @@ MAX_NAME = 255
 _TEMPORARY = ".tmp"
 _LOCK = ".lock"
 _STALE = 3600.0  # seconds after which a temporary file has lost its writer
-_RECORD_NAME = re.compile(r"([0-9]{10})([0-9]{3})([0-9]{3})([0-9]{3}\..*)").fullmatch
+_RECORD_NAME = re.compile(r"([0-9]{11})([0-9]{2})([0-9]{2})([0-9]{2})([0-9]{2}\..*)").fullmatch
 _FAN = "+"  # ends the folders that stand for the digits of a name; no key holds it
 
 
@@ -239,7 +239,8 @@ class FileBackend(Backend):
             except FileNotFoundError:
                 if not os.path.exists(temporary):
                     raise
-                self._make_folder(folder)  # and again: a delete may be removing empty folders
+                with contextlib.suppress(FileNotFoundError):  # a delete may be removing empty folders: again
+                    self._make_folder(folder)
             except FileExistsError as error:
                 if os.path.isdir(path):
                     raise InvalidKeyError(f"{path} is a folder: a key cannot be the start of other keys") from error
@@ -259,13 +260,15 @@ class FileBackend(Backend):
         parent = os.path.dirname(folder)
         try:
             os.mkdir(folder)
-        except FileNotFoundError:
-            self._make_folder(parent)
-            self._make_folder(folder)
         except FileExistsError:
-            pass
-        else:
-            self._sync_folder(parent)
+            return
+        except FileNotFoundError:
+            if parent == folder:
+                raise
+            self._make_folder(parent)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder)
+        self._sync_folder(parent)
 
     def _sync_folder(self, folder: str) -> None:
         if not self._durable or os.name == "nt":  # Windows cannot open a folder

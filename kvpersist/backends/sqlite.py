@@ -7,10 +7,12 @@ open.  The database is in WAL mode: readers never wait for a writer, in this pro
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Awaitable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +75,7 @@ class SQLiteBackend(Backend):
             asynchronous=asynchronous,
             connect=self._connect,
             disconnect=self._disconnect,
-            abandon=lambda client: client.stop() and None,
+            abandon=_stop_unheard,
         )
         self._get = f"SELECT value FROM {name} WHERE key = ?"
         self._create = f"INSERT INTO {name} (key, value) VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING 1"
@@ -147,10 +149,17 @@ class SQLiteBackend(Backend):
         """The one place where a statement runs."""
         try:
             client = yield from self._clients.get()
-            rows: list[Any] = yield client.execute_fetchall(sql, parameters)
+            rows: list[Any] = yield self._finished(client.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
             raise self._translated(error) from error
         return rows
+
+    def _finished(self, result: Any) -> Any:
+        """Have a statement of the async face awaited to its end, even by a task that is cancelled.
+
+        A cancelled save is then over when its task is, and no thread reports to a loop that is closed.
+        """
+        return _awaited_to_the_end(result) if self.asynchronous else result
 
     def _connect(self) -> Step[Any]:
         if sqlite3.sqlite_version_info < (3, 35):
@@ -173,9 +182,7 @@ class SQLiteBackend(Backend):
         else:
             client = _Connection(self.path, **settings)
         try:
-            # Setting the mode takes a lock, even where it is WAL already.
-            if (yield client.execute_fetchall("PRAGMA journal_mode"))[0][0] != "wal":
-                yield client.execute_fetchall("PRAGMA journal_mode = WAL")
+            yield from self._set_wal(client)
             yield client.execute_fetchall(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
             if not (yield client.execute_fetchall(f"PRAGMA table_info({self._table})")):
                 yield client.execute_fetchall(
@@ -195,6 +202,23 @@ class SQLiteBackend(Backend):
             raise
         return client
 
+    def _set_wal(self, client: Any) -> Step[None]:
+        # For this one statement SQLite does not wait for a lock, whatever the timeout says.  Two processes
+        # that make a database at once would meet here.
+        deadline = time.monotonic() + self._busy_timeout
+        while (yield client.execute_fetchall("PRAGMA journal_mode"))[0][0] != "wal":
+            try:
+                yield client.execute_fetchall("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                if self.asynchronous:
+                    yield asyncio.sleep(0.005)
+                else:
+                    time.sleep(0.005)
+            else:
+                return  # where a file system cannot do it, the mode stays what it was
+
     def _disconnect(self, client: Any) -> Step[None]:
         yield client.close()
 
@@ -209,3 +233,23 @@ class SQLiteBackend(Backend):
         if "unable to open" in message or "readonly" in message:
             return StoreError(f"{self.path} cannot be opened for writing: {message}")
         return StoreError(f"{self.path}: {message}")
+
+
+async def _awaited_to_the_end(awaitable: Awaitable[Any]) -> Any:
+    task = asyncio.ensure_future(awaitable)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+def _stop_unheard(client: Any) -> None:
+    """Stop an `aiosqlite` connection whose loop is closed.
+
+    It would report to the loop that runs here and now, and that one may be closed as well by then.  A new
+    thread has no loop.
+    """
+    thread = threading.Thread(target=client.stop)
+    thread.start()
+    thread.join()

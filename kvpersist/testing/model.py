@@ -10,9 +10,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule
 
 # Few segments, so that keys collide, nest and neighbour each other.  A last segment ends in "~"'s stand-in
 # "k", so that no key is the start of another, which file systems cannot hold.
-_FOLDERS = st.sampled_from(["a", "a-", "a0", "a=2f", "9223372036", "92233720368547758010"])
+_FOLDERS = st.sampled_from(["a", "a-", "a0", "a=2f", "92233720368", "92233720368547758010"])
 _NAMES = st.one_of(
-    st.sampled_from(["k", "ak", "a-k", "a.k", "!k", "9223372036k", "9223372036854775801k"]),
+    st.sampled_from(["k", "ak", "a-k", "a.k", "!k", "92233720368k", "9223372036854775801k"]),
     st.integers(0, 2**63 - 1).map(lambda number: f"{2**63 - 1 - number:019d}.{number}.k"),
 )
 KEYS = st.builds(lambda folders, name: "/".join([*folders, name]), st.lists(_FOLDERS, max_size=2), _NAMES)

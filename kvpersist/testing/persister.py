@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import os
 import pickle
+import traceback
 import unicodedata
 from typing import Any
 
@@ -303,6 +306,45 @@ class PersisterContract(FaceFixtures):
         target = persister._target if face.asynchronous else persister
         twin = face.adopt(pickle.loads(pickle.dumps(target)))
         assert twin.load("p", "a")["sequence_id"] == 1
+
+    def test_a_second_event_loop(self, face: Face, persister: Any) -> None:
+        if not face.asynchronous:
+            return
+        persister.save("p", "a", 1, "ask", _state(1), "completed")
+
+        async def elsewhere() -> Any:
+            await persister._target.save("p", "a", 2, "ask", _state(2), "completed")
+            return await asyncio.gather(*(persister._target.load("p", "a") for _ in range(4)))
+
+        for _ in range(2):
+            assert [loaded["sequence_id"] for loaded in asyncio.run(elsewhere())] == [2] * 4
+        assert persister.load("p", "a")["sequence_id"] == 2
+
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    def test_a_fork(self, face: Face, persister: Any, capfd: Any) -> None:
+        if not hasattr(os, "fork"):
+            return
+        persister.save("p", "a", 1, "ask", _state(1), "completed")
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                if face.asynchronous:
+                    loaded = asyncio.run(persister._target.load("p", "a"))
+                    asyncio.run(persister._target.save("p", "b", 1, "ask", _state(1), "completed"))
+                else:
+                    loaded = persister.load("p", "a")
+                    persister.save("p", "b", 1, "ask", _state(1), "completed")
+                status = 0 if loaded["sequence_id"] == 1 else 2
+            except BaseException:  # noqa: BLE001  told by the exit status
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, capfd.readouterr().err
+        assert persister.load("p", "a")["sequence_id"] == 1
+        persister.save("p", "a", 2, "ask", _state(2), "completed")
+        if not persister._history.backend.url.startswith("memory:"):  # which each process has for itself
+            assert persister.load("p", "b")["sequence_id"] == 1
 
     def test_after_cleanup_it_says_so(self, persister: Any) -> None:
         persister.save("p", "a", 1, "ask", _state(1), "completed")
