@@ -77,3 +77,7 @@ class StoreError(KvpersistError):
 
 class StoreUnavailableError(StoreError, ConnectionError):
     """The store could not be reached, or did not answer in time; trying again may help."""
+
+
+class AccessDeniedError(StoreError, PermissionError):
+    """The store did not accept the credentials, or they do not allow this; trying again will not help."""

@@ -122,7 +122,8 @@ def _backends() -> dict[str, EntryPoint]:
 
 
 def _backend(scheme: str) -> type[Backend]:
-    point = _backends().get(scheme)
+    # As in SQLAlchemy: what is behind a plus is the backend's own business.
+    point = _backends().get(scheme) or _backends().get(scheme.partition("+")[0])
     if point is None:
         raise OptionError(f"no store is known for {scheme}://; known are {_listed(_backends())}")
     try:

