@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from burr.common.types import BaseCopyable
@@ -77,7 +77,7 @@ class _Face(BaseCopyable):
             options=options,
             known=("namespace", "serde_kwargs", "on_conflict"),
         )
-        return cls(backend, namespace=namespace, serde_kwargs=serde_kwargs, on_conflict=on_conflict)
+        return _made(cls, backend, {"namespace": namespace, "serde_kwargs": serde_kwargs, "on_conflict": on_conflict})
 
     @classmethod
     def from_client(
@@ -107,14 +107,15 @@ class _Face(BaseCopyable):
             options=options,
             known=("namespace", "serde_kwargs", "on_conflict"),
         )
-        return cls(backend, namespace=namespace, serde_kwargs=serde_kwargs, on_conflict=on_conflict)
+        return _made(cls, backend, {"namespace": namespace, "serde_kwargs": serde_kwargs, "on_conflict": on_conflict})
 
     def copy(self: Self) -> Self:
         """A persister for another thread or a sub-application, on the same connection.
 
         Cleaning up a copy leaves the connection to the original.
         """
-        twin = type(self)(self._history.backend, **self._settings())
+        twin = _made(type(self), self._history.backend, self._settings())
+        twin.__dict__.update(self._attributes())
         twin._is_copy = True
         return twin
 
@@ -130,6 +131,10 @@ class _Face(BaseCopyable):
             "on_conflict": history.on_conflict,
         }
 
+    def _attributes(self) -> dict[str, Any]:
+        """What a class with a constructor of its own keeps besides; it goes along with copies and pickles."""
+        return {}
+
     @property
     def _open_history(self) -> History:
         if self._closed:
@@ -137,7 +142,7 @@ class _Face(BaseCopyable):
         return self._history
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (type(self), self._history.backend, self._settings())
+        return _made, (type(self), self._history.backend, self._settings()), self._attributes()
 
     def __repr__(self) -> str:
         history = self._history
@@ -147,8 +152,11 @@ class _Face(BaseCopyable):
         )
 
 
-def _rebuilt(kind: Callable[..., Any], backend: Backend, settings: dict[str, Any]) -> Any:
-    return kind(backend, **settings)
+def _made(kind: type[Self], backend: Backend, settings: dict[str, Any]) -> Self:
+    """A persister on a backend, whatever the constructor of its class takes."""
+    made = kind.__new__(kind)
+    _Face.__init__(made, backend, **settings)
+    return made
 
 
 class Persister(_Face, BaseStatePersister):
