@@ -46,6 +46,9 @@ class Backend(abc.ABC):
     atomic_create: ClassVar[bool] = True
     """Whether of two concurrent `put(mode="create")` of one key exactly one wins."""
 
+    read_only: bool = False
+    """Set on a store that must stay as it is: no table, index or file is made when it is opened."""
+
     def __init__(self, url: str, *, asynchronous: bool = False, **options: Any) -> None:
         self.url = url
         self.asynchronous = asynchronous

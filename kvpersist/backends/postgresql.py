@@ -225,7 +225,7 @@ class PostgreSQLBackend(Backend):
         client = yield from self._clients.get()
         connection = (yield client.getconn()) if self._pool else client
         try:
-            if not self._table_is_there:
+            if not self._table_is_there and not self.read_only:
                 yield from self._make_table(connection)
             cursor = connection.cursor(binary=True, row_factory=tuple_row)
             yield cursor.execute(statement, parameters, prepare=self._prepare)

@@ -26,8 +26,8 @@ from . import PAGE, Backend, Clients, Mode, Page
 class _Connection:
     """A `sqlite3` connection that many threads may use, with the one method of `aiosqlite` that we need."""
 
-    def __init__(self, path: Path, **settings: Any) -> None:
-        self._connection: sqlite3.Connection = sqlite3.connect(path, check_same_thread=False, **settings)
+    def __init__(self, database: Path | str, **settings: Any) -> None:
+        self._connection: sqlite3.Connection = sqlite3.connect(database, check_same_thread=False, **settings)
         self._lock = threading.Lock()
 
     def execute_fetchall(self, sql: str, parameters: Any = ()) -> list[Any]:
@@ -164,23 +164,30 @@ class SQLiteBackend(Backend):
     def _connect(self) -> Step[Any]:
         if sqlite3.sqlite_version_info < (3, 35):
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: kvpersist needs 3.35 or newer")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot make the folder of the database {self.path}: {error.strerror}") from error
         settings: dict[str, Any] = {"timeout": self._busy_timeout, "isolation_level": None}
+        database: Path | str = self.path
+        if self.read_only:
+            database = f"{self.path.as_uri()}?mode=ro"
+            settings["uri"] = True
+        else:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StoreError(f"cannot make the folder of the database {self.path}: {error.strerror}") from error
         client: Any
         if self.asynchronous:
             try:
                 import aiosqlite
             except ImportError as error:
                 raise MissingExtraError('async SQLite needs aiosqlite: pip install "kvpersist[sqlite]"') from error
-            client = aiosqlite.connect(self.path, **settings)
+            client = aiosqlite.connect(database, **settings)
             # An application that forgets to clean up should still be able to exit.
             client._thread.daemon = True
             yield client
         else:
-            client = _Connection(self.path, **settings)
+            client = _Connection(database, **settings)
+        if self.read_only:
+            return client
         try:
             yield from self._set_wal(client)
             yield client.execute_fetchall(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
@@ -231,7 +238,8 @@ class SQLiteBackend(Backend):
         if "not a database" in message:
             return StoreError(f"{self.path} is a file, but not an SQLite database")
         if "unable to open" in message or "readonly" in message:
-            return StoreError(f"{self.path} cannot be opened for writing: {message}")
+            purpose = "reading" if self.read_only else "writing"
+            return StoreError(f"{self.path} cannot be opened for {purpose}: {message}")
         return StoreError(f"{self.path}: {message}")
 
 
