@@ -5,7 +5,7 @@
     persister = Persister.from_url("sqlite://./state.db")
 
 `Persister` and `AsyncPersister` are Burr persisters; `Store` and `AsyncStore` are the key-value
-protocol below them.
+protocol below them.  The classes of Burr (`SQLitePersister` and the others) are here under their names.
 """
 
 from __future__ import annotations
@@ -16,6 +16,32 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .burr import (
+        AsyncFilePersister,
+        AsyncFsspecPersister,
+        AsyncGCSPersister,
+        AsyncInMemoryPersister,
+        AsyncMongoDBBasePersister,
+        AsyncMongoDBPersister,
+        AsyncPostgreSQLPersister,
+        AsyncRedisBasePersister,
+        AsyncRedisPersister,
+        AsyncS3Persister,
+        AsyncSQLitePersister,
+        FilePersister,
+        FsspecPersister,
+        GCSPersister,
+        InMemoryPersister,
+        MongoDBBasePersister,
+        MongoDBPersister,
+        PostgreSQLPersister,
+        RedisBasePersister,
+        RedisPersister,
+        S3Persister,
+        SQLLitePersister,
+        SQLitePersister,
+    )
+    from .copying import NotCarried, Report, acopy, copy
     from .errors import (
         ClosedError,
         ConflictError,
@@ -35,6 +61,7 @@ if TYPE_CHECKING:
     from .persisters import AsyncPersister, Persister
     from .records import Header
     from .store import AsyncStore, Store
+    from .tracking import LocalTrackingClient
 
 # Where each public name lives.  They are loaded when first used, so that importing the package is cheap.
 _HOMES = {
@@ -44,6 +71,36 @@ _HOMES = {
     "Header": "records",
     "Persister": "persisters",
     "Store": "store",
+    "LocalTrackingClient": "tracking",
+    **dict.fromkeys(["NotCarried", "Report", "acopy", "copy"], "copying"),
+    **dict.fromkeys(
+        [
+            "AsyncFilePersister",
+            "AsyncFsspecPersister",
+            "AsyncGCSPersister",
+            "AsyncInMemoryPersister",
+            "AsyncMongoDBBasePersister",
+            "AsyncMongoDBPersister",
+            "AsyncPostgreSQLPersister",
+            "AsyncRedisBasePersister",
+            "AsyncRedisPersister",
+            "AsyncS3Persister",
+            "AsyncSQLitePersister",
+            "FilePersister",
+            "FsspecPersister",
+            "GCSPersister",
+            "InMemoryPersister",
+            "MongoDBBasePersister",
+            "MongoDBPersister",
+            "PostgreSQLPersister",
+            "RedisBasePersister",
+            "RedisPersister",
+            "S3Persister",
+            "SQLLitePersister",
+            "SQLitePersister",
+        ],
+        "burr",
+    ),
     **dict.fromkeys(
         [
             "ClosedError",
@@ -66,24 +123,52 @@ _HOMES = {
 
 __all__ = [
     "ALL",
+    "AsyncFilePersister",
+    "AsyncFsspecPersister",
+    "AsyncGCSPersister",
+    "AsyncInMemoryPersister",
+    "AsyncMongoDBBasePersister",
+    "AsyncMongoDBPersister",
     "AsyncPersister",
+    "AsyncPostgreSQLPersister",
+    "AsyncRedisBasePersister",
+    "AsyncRedisPersister",
+    "AsyncS3Persister",
+    "AsyncSQLitePersister",
     "AsyncStore",
     "ClosedError",
     "ConflictError",
     "CorruptRecordError",
     "DeserializationError",
+    "FilePersister",
+    "FsspecPersister",
+    "GCSPersister",
     "Header",
+    "InMemoryPersister",
     "InvalidIdError",
     "InvalidKeyError",
     "KvpersistError",
+    "LocalTrackingClient",
     "MissingExtraError",
+    "MongoDBBasePersister",
+    "MongoDBPersister",
+    "NotCarried",
     "OptionError",
     "Persister",
+    "PostgreSQLPersister",
+    "RedisBasePersister",
+    "RedisPersister",
+    "Report",
+    "S3Persister",
+    "SQLLitePersister",
+    "SQLitePersister",
     "SerializationError",
     "Store",
     "StoreError",
     "StoreUnavailableError",
     "UnsafeSerializerError",
+    "acopy",
+    "copy",
 ]
 
 

@@ -19,8 +19,8 @@ from typing import Any, Literal
 from ..errors import MissingExtraError, OptionError, StoreError, StoreUnavailableError
 from ..keys import scan_range
 from ..steps import Step
-from ..urls import local_path
-from . import PAGE, Backend, Clients, Mode, Page
+from ..urls import check_options, local_path
+from . import PAGE, Backend, Clients, GivenClient, Mode, Page
 
 
 class _Connection:
@@ -37,6 +37,40 @@ class _Connection:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+class _Given:
+    """A `sqlite3` connection that the caller made, in whatever mode: each statement is committed."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def execute_fetchall(self, sql: str, parameters: Any = ()) -> list[Any]:
+        with self._lock:
+            cursor = self._connection.cursor()
+            cursor.row_factory = None
+            rows = cursor.execute(sql, parameters).fetchall()
+            if self._connection.in_transaction:
+                self._connection.commit()
+            return rows
+
+
+class _AsyncGiven:
+    """The async twin of `_Given`, for a connection of `aiosqlite`."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._lock = asyncio.Lock()
+
+    async def execute_fetchall(self, sql: str, parameters: Any = ()) -> list[Any]:
+        async with self._lock, self._connection.cursor() as cursor:
+            cursor.row_factory = None
+            await cursor.execute(sql, parameters)
+            rows: list[Any] = await cursor.fetchall()
+            if self._connection.in_transaction:
+                await self._connection.commit()
+            return rows
 
 
 class SQLiteBackend(Backend):
@@ -70,8 +104,9 @@ class SQLiteBackend(Backend):
             raise OptionError(f"{table!r} cannot be the name of an SQLite table")
         self._busy_timeout = busy_timeout
         self._durable = durable
+        self._table_is_there = True  # once connected; a connection that was handed in has yet to be looked at
         self._table = name = '"' + table.replace('"', '""') + '"'
-        self._clients: Clients[Any] = Clients(
+        self._clients: Clients[Any] | GivenClient[Any] = Clients(
             asynchronous=asynchronous,
             connect=self._connect,
             disconnect=self._disconnect,
@@ -102,11 +137,28 @@ class SQLiteBackend(Backend):
                      ELSE substr(key, 1, :skip - 1 + instr(substr(key, :skip), '/')) END, NULL
             FROM found WHERE key IS NOT NULL LIMIT :limit"""
 
+    @classmethod
+    def of_client(cls, client: Any, *, asynchronous: bool, **options: Any) -> SQLiteBackend:
+        """The store behind a `sqlite3.Connection` or, async, a connection of `aiosqlite`.
+
+        What is pending on the connection is committed, and its database keeps its journal mode.
+        """
+        is_sync = isinstance(client, sqlite3.Connection)
+        if is_sync is asynchronous:
+            raise OptionError(
+                f"this needs {'an async' if asynchronous else 'a sync'} client, a connection of "
+                f"{'aiosqlite' if asynchronous else 'sqlite3'}, not a "
+                f"{type(client).__module__}.{type(client).__qualname__}"
+            )
+        check_options(options, ("table",), "a store made of a client")
+        backend = cls("sqlite:///client/connection", asynchronous=asynchronous, **options)
+        backend.url, backend.path = "sqlite://client", Path("the database of the connection")
+        backend._table_is_there = False
+        backend._clients = GivenClient(_AsyncGiven(client) if asynchronous else _Given(client))
+        return backend
+
     def open(self) -> Step[None]:
-        try:
-            yield from self._clients.get()
-        except sqlite3.Error as error:
-            raise self._translated(error) from error
+        yield from self._fetchall(self._get, ("",))
 
     def close(self) -> Step[None]:
         yield from self._clients.close()
@@ -149,6 +201,9 @@ class SQLiteBackend(Backend):
         """The one place where a statement runs."""
         try:
             client = yield from self._clients.get()
+            if not self._table_is_there:
+                yield from self._make_table(client)
+                self._table_is_there = True
             rows: list[Any] = yield self._finished(client.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
             raise self._translated(error) from error
@@ -191,23 +246,23 @@ class SQLiteBackend(Backend):
         try:
             yield from self._set_wal(client)
             yield client.execute_fetchall(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
-            if not (yield client.execute_fetchall(f"PRAGMA table_info({self._table})")):
-                yield client.execute_fetchall(
-                    f"CREATE TABLE IF NOT EXISTS {self._table} (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL)"
-                )
-            columns = yield client.execute_fetchall(f"PRAGMA table_info({self._table})")
-            if [(column[1], column[2], column[5]) for column in columns] != [
-                ("key", "TEXT", 1),
-                ("value", "BLOB", 0),
-            ]:
-                raise StoreError(
-                    f"the table {self.options['table']!r} of {self.path} is not one of kvpersist's; "
-                    "choose another with table=..."
-                )
+            yield from self._make_table(client)
         except BaseException:
             yield client.close()
             raise
         return client
+
+    def _make_table(self, client: Any) -> Step[None]:
+        if not (yield client.execute_fetchall(f"PRAGMA table_info({self._table})")):
+            yield client.execute_fetchall(
+                f"CREATE TABLE IF NOT EXISTS {self._table} (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL)"
+            )
+        columns = yield client.execute_fetchall(f"PRAGMA table_info({self._table})")
+        if [(column[1], column[2], column[5]) for column in columns] != [("key", "TEXT", 1), ("value", "BLOB", 0)]:
+            raise StoreError(
+                f"the table {self.options['table']!r} of {self.path} is not one of kvpersist's; "
+                "choose another with table=..."
+            )
 
     def _set_wal(self, client: Any) -> Step[None]:
         # For this one statement SQLite does not wait for a lock, whatever the timeout says.  Two processes
