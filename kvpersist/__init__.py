@@ -38,8 +38,8 @@ if TYPE_CHECKING:
         RedisBasePersister,
         RedisPersister,
         S3Persister,
-        SQLLitePersister,
         SQLitePersister,
+        SQLLitePersister,
     )
     from .copying import NotCarried, Report, acopy, copy
     from .errors import (
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         StoreError,
         StoreUnavailableError,
         UnsafeSerializerError,
+        UntrustedRecordError,
     )
     from .history import ALL
     from .persisters import AsyncPersister, Persister
@@ -116,6 +117,7 @@ _HOMES = {
             "StoreError",
             "StoreUnavailableError",
             "UnsafeSerializerError",
+            "UntrustedRecordError",
         ],
         "errors",
     ),
@@ -167,6 +169,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "UnsafeSerializerError",
+    "UntrustedRecordError",
     "acopy",
     "copy",
 ]

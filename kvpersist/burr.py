@@ -90,7 +90,7 @@ class _Named(_Face):
         if self._layout is None:
             return None
         record = yield from self._layout.load(partition_key, app_id, sequence_id, include_failed)
-        return None if record is None else loaded(record, self.serde_kwargs)
+        return None if record is None else loaded(record, self._history.serde.options)
 
     def _list_app_ids(self, partition_key: str | None) -> Step[list[str]]:
         app_ids = yield from self._open_history.list_app_ids(partition_key)
@@ -329,9 +329,7 @@ class _PostgreSQL(_Named):
         connection: Any = None,
     ) -> None:
         layout = PostgreSQLLayout(backend, table_name) if burr_history else None
-        self._open(
-            backend, serde_kwargs, on_conflict, layout=layout, connection=connection, table_name=table_name
-        )
+        self._open(backend, serde_kwargs, on_conflict, layout=layout, connection=connection, table_name=table_name)
 
     def _postgresql_at(self, db_name: str, user: str, password: str, host: str, port: int, **options: Any) -> Backend:
         login = ":".join(quote(part, safe="") for part in (user, password) if part)
@@ -651,9 +649,7 @@ class _MongoDB(_Named):
         made._open_mongodb(backend, collection_name, serde_kwargs, on_conflict, burr_history)
         return made  # type: ignore[no-any-return]
 
-    def _mongodb_at(
-        self, uri: str, db_name: str, collection_name: str, mongo_client_kwargs: Kwargs | None
-    ) -> Backend:
+    def _mongodb_at(self, uri: str, db_name: str, collection_name: str, mongo_client_kwargs: Kwargs | None) -> Backend:
         options = {"database": db_name, "collection": collection_name + SUFFIX, **(mongo_client_kwargs or {})}
         return open_backend(uri, asynchronous=self._asynchronous, options=options)
 

@@ -324,9 +324,7 @@ class MongoDBLayout(Layout):
             raise self.backend._translated(error) from error
 
     def _record(self, document: Any) -> BurrRecord:
-        record = RecordId(
-            document["partition_key"], document["app_id"], document["sequence_id"], document["position"]
-        )
+        record = RecordId(document["partition_key"], document["app_id"], document["sequence_id"], document["position"])
         created_at = dt.datetime.fromisoformat(document["created_at"])
         return BurrRecord(record, document["status"], created_at, document["state"])
 
@@ -355,8 +353,10 @@ class TrackingLayout(Layout):
             if not self._log(app).is_file() or self._partition_key(app) != partition_key:
                 continue
             for record in reversed([each for each in self._records(app) if isinstance(each, BurrRecord)]):
-                wanted = include_failed or record.status == "completed" if sequence_id is None else (
-                    record.id.sequence_id == sequence_id
+                wanted = (
+                    include_failed or record.status == "completed"
+                    if sequence_id is None
+                    else (record.id.sequence_id == sequence_id)
                 )
                 if wanted and record.set_aside is None:
                     if last is None or record.created_at > last.created_at:
@@ -418,7 +418,7 @@ class TrackingLayout(Layout):
         """An app's steps, those on ways that it has left among them; in memory is only where they stand."""
         live: list[tuple[int, int, bool]] = []  # sequence id, offset, whether it failed
         left: dict[int, dt.datetime] = {}
-        order = []
+        order: list[int] = []
         for offset, entry in self._ends(app_id):
             if isinstance(entry, Unreadable):
                 yield entry

@@ -11,26 +11,20 @@ source is opened for reading only.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
-from . import __version__, keys, records
+from . import keys, records
 from .backends import PAGE, Backend
 from .burr_layouts import BurrRecord, Layout, Unreadable, open_layout
-from .errors import (
-    AccessDeniedError,
-    CorruptRecordError,
-    InvalidIdError,
-    InvalidKeyError,
-    KvpersistError,
-    OptionError,
-    StoreError,
-    StoreUnavailableError,
-)
-from .history import ALL, All, left_name
+from .errors import AccessDeniedError, CorruptRecordError, KvpersistError, OptionError, StoreUnavailableError
+from .history import ALL, All
 from .keys import RecordId
+from .records import Status
 from .serde import Serde
 from .steps import Step, arun, gather
 from .urls import open_backend
@@ -40,6 +34,10 @@ PAGE_BYTES: Final = 4 * 2**20
 
 KEPT: Final = 1000
 """The most reasons that a report keeps."""
+
+
+Compared = Literal["same", "gives way", "other"]
+"""How what the target has stands to what would go there."""
 
 
 class NotCarried(NamedTuple):
@@ -212,6 +210,7 @@ class _Copy:
         self.partition_key = partition_key
         self.source_prefix = source_prefix
         self.target_namespace = target_namespace
+        self.target_prefix = keys.encode(target_namespace) + source_prefix[source_prefix.index("/") :]
         self.serde = serde
         self.in_flight = in_flight
         self.progress = progress
@@ -224,14 +223,13 @@ class _Copy:
         return self.report
 
     def _from_store(self, source: Backend) -> Step[None]:
-        target_prefix = keys.encode(self.target_namespace) + self.source_prefix[self.source_prefix.index("/") :]
-        there = _Keys(self.target, target_prefix)
+        there = _Keys(self.target, self.target_prefix)
         after, limit = None, 64
         while True:
             page = yield from source.scan(self.source_prefix, after=after, limit=limit, values=True)
             bodies = []
             for key, value in page.entries:
-                target_key = target_prefix + key[len(self.source_prefix) :]
+                target_key = self.target_prefix + key[len(self.source_prefix) :]
                 has = yield from there.reach(target_key)
                 if value is not None:
                     bodies.append(self._move(key, target_key, value, has))
@@ -246,13 +244,30 @@ class _Copy:
     def _move(self, key: str, target_key: str, value: bytes, has: bool) -> Step[None]:
         """Carry a stored value as it is."""
         record = _record_of(key)
+
+        def compared(stored: bytes) -> Compared:
+            if stored == value:
+                return "same"
+            if record is None:
+                return "other"
+            old, _, old_payload = records.decode(stored, target_key, record)
+            new, _, new_payload = records.decode(value, key, record)
+            is_same = old_payload == new_payload and (old.serializer, old.compression) == (
+                new.serializer,
+                new.compression,
+            )
+            return _compared(old.status, new.status, is_same)
+
         if record is not None:
             try:
-                records.decode(value, key, record)
+                header, _, _ = records.decode(value, key, record)
             except CorruptRecordError as error:
                 self.report.lose(key, error)
                 return
-        yield from self._carry(key, target_key, record, value, has)
+            if self.target_prefix != self.source_prefix and (header.encryption or header.signing):
+                self.report.lose(key, "it was encrypted or signed for its namespace, and cannot go to another one")
+                return
+        yield from self._carry(key, target_key, value, has, compared)
 
     def _from_layout(self, layout: Layout) -> Step[None]:
         after, limit = None, 64
@@ -272,20 +287,26 @@ class _Copy:
 
     def _save(self, found: BurrRecord) -> Step[None]:
         """Write a step of Burr's as a persister would have written it at its time."""
-        record, writer = found.id, self.serde.writer
+        record, serde, namespace = found.id, self.serde, self.target_namespace
+        status = cast(Status, found.status)
+
+        def compared(stored: bytes) -> Compared:
+            header, sealed = serde.decode(namespace, stored, key, record)
+            return _compared(header.status, status, serde.is_same(header, sealed, payload))
+
         try:
-            app = keys.app_prefix(self.target_namespace, record.partition_key, record.app_id)
-            key = app + (left_name(found.set_aside) if found.set_aside else "")
-            key += keys.record_name(record.sequence_id, record.position)
-            payload = writer.dumps(found.fields(self.serde.serde_kwargs))
-            created_at = found.created_at.astimezone(UTC).isoformat(timespec="microseconds")
-            value = records.encode(record, found.status, created_at, writer.name, __version__, payload)  # type: ignore[arg-type]
+            app = keys.app_prefix(namespace, record.partition_key, record.app_id)
+            folder = _set_aside_folder(app, found.set_aside) if found.set_aside else app
+            key = folder + keys.record_name(record.sequence_id, record.position)
+            payload = serde.dumps(found.fields(serde.options))
+            created_at = found.created_at.astimezone(dt.timezone.utc).isoformat(timespec="microseconds")
+            value = serde.encode(namespace, record, status, created_at, payload)
         except KvpersistError as error:
             self.report.lose(str(record), error)
             return
-        yield from self._carry(str(record), key, record, value, has=False)
+        yield from self._carry(str(record), key, value, False, compared)
 
-    def _carry(self, what: str, key: str, record: RecordId | None, value: bytes, has: bool) -> Step[None]:
+    def _carry(self, what: str, key: str, value: bytes, has: bool, compared: Callable[[bytes], Compared]) -> Step[None]:
         """Have a value in the target, unless another is there."""
         report = self.report
         try:
@@ -293,23 +314,23 @@ class _Copy:
                 if not has and not report.dry_run and (yield from self.target.put(key, value, "create")):
                     break
                 stored = yield from self.target.get(key)
-                if stored is None and report.dry_run:
-                    break
-                if stored is None:  # deleted meanwhile
-                    has = False
+                if stored is None:
+                    if report.dry_run:
+                        break
+                    has = False  # deleted meanwhile
                     continue
-                settled = _settled(stored, value, key, record)
-                if settled == "same":
+                difference = compared(stored)
+                if difference == "same":
                     report.already_there += 1
                     return
-                if settled == "conflict":
-                    report.lose(what, f"the target has a record with other content at {key}")
+                if difference == "other":
+                    report.lose(what, f"the target has other content at {key}")
                     return
                 if report.dry_run or (yield from self.target.replace(key, stored, value)):
                     break
         except (StoreUnavailableError, AccessDeniedError):
             raise
-        except (InvalidIdError, InvalidKeyError, StoreError, CorruptRecordError) as error:
+        except KvpersistError as error:  # a key that is too long for this store, a value that is too large
             report.lose(what, error)
             return
         report.carried += 1
@@ -352,17 +373,16 @@ class _Keys:
         return self._passed
 
 
-def _settled(stored: bytes, value: bytes, key: str, record: RecordId | None) -> str:
-    """What a value that is there means for one that would go there: it is the same, gives way, or is in conflict."""
-    if stored == value:
+def _compared(old: Status, new: Status, is_same: bool) -> Compared:
+    if old == new and is_same:
         return "same"
-    if record is None:
-        return "conflict"
-    old, old_payload = records.decode(stored, key, record)
-    new, new_payload = records.decode(value, key, record)
-    if (old.status, old.serializer, old_payload) == (new.status, new.serializer, new_payload):
-        return "same"
-    return "gives way" if (old.status, new.status) == ("failed", "completed") else "conflict"
+    return "gives way" if (old, new) == ("failed", "completed") else "other"
+
+
+def _set_aside_folder(app: str, time: dt.datetime) -> str:
+    """Below an app, where what was left at this time goes; each run of a copy makes the same name of it."""
+    folder = f"{keys.MAX_SEQUENCE_ID - int(time.timestamp() * 1e6):019d}"
+    return f"{app}{keys.SET_ASIDE}{folder}-{hashlib.sha256((app + folder).encode()).hexdigest()[:8]}/"
 
 
 def _record_of(key: str) -> RecordId | None:

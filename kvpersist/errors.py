@@ -60,6 +60,13 @@ class UnsafeSerializerError(DeserializationError):
     """A record that names a serializer this persister was not configured to open."""
 
 
+class UntrustedRecordError(DeserializationError):
+    """A record that this persister's keys do not vouch for: not encrypted or signed with one of them.
+
+    It may have been changed, moved or forged by somebody, or the key may be the wrong one.
+    """
+
+
 class CorruptRecordError(KvpersistError, ValueError):
     """Stored bytes that are no whole record: cut, changed, moved, or of a format not known here."""
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
-from . import __version__, keys, records
+from . import keys
 from .backends import PAGE, Backend
 from .errors import ConflictError, InvalidIdError, InvalidKeyError, OptionError
 from .keys import RecordId
 from .records import Header, Status
-from .serde import Serde
+from .serde import Sealed, Serde
 from .steps import Step, gather
 
 OnConflict = Literal["error", "overwrite", "rewind"]
@@ -100,10 +100,9 @@ class History:
         app = keys.app_prefix(self.namespace, partition_key, app_id)
         key = app + keys.record_name(sequence_id, position)
         record = RecordId(partition_key, app_id, sequence_id, position)
-        writer = self.serde.writer
         created_at = dt.datetime.now(dt.timezone.utc).isoformat(timespec="microseconds")
-        payload = writer.dumps(state if type(state) is dict else dict(state))
-        value = records.encode(record, status, created_at, writer.name, __version__, payload)
+        payload = self.serde.dumps(state if type(state) is dict else dict(state))
+        value = self.serde.encode(self.namespace, record, status, created_at, payload)
         if self.on_conflict == "overwrite":
             yield from self.backend.put(key, value)
             return
@@ -111,7 +110,7 @@ class History:
         if self.on_conflict == "rewind" and sequence_id <= self._newest.get(app, keys.MAX_SEQUENCE_ID):
 
             def stays(stored_key: str, stored: bytes) -> bool:
-                return stored_key == key and bool(self._settled(*records.decode(stored, key, record), status, payload))
+                return stored_key == key and bool(self._settled(*self._decoded(stored, key, record), status, payload))
 
             yield from self._set_aside(app, sequence_id, stays)
         won = yield from self.backend.put(key, value, "create")
@@ -120,7 +119,7 @@ class History:
             if stored is None:  # deleted meanwhile
                 won = yield from self.backend.put(key, value, "create")
                 continue
-            header, stored_payload = records.decode(stored, key, record)
+            header, stored_payload = self._decoded(stored, key, record)
             settled = self._settled(header, stored_payload, status, payload)
             if settled == "same":
                 break
@@ -175,10 +174,10 @@ class History:
         self._newest[app] = sequence_id
 
     def _settled(
-        self, header: Header, stored: bytes, status: Status, payload: bytes
+        self, header: Header, stored: Sealed, status: Status, payload: bytes
     ) -> Literal["same", "gives way"] | None:
         """What the record stored under a new one's key means for it; None is a conflict."""
-        if header.status == status and header.serializer == self.serde.writer.name and stored == payload:
+        if header.status == status and self.serde.is_same(header, stored, payload):
             return "same"  # the retry of a save whose answer was lost
         return "gives way" if header.status == "failed" and status == "completed" else None
 
@@ -212,7 +211,7 @@ class History:
                 if record is None or value is None:
                     continue
                 newest = max(newest, record.sequence_id)
-                header, payload = records.decode(value, key, record)
+                header, payload = self._decoded(value, key, record)
                 if include_failed or header.status == "completed":
                     found = self._opened(header, payload)
                     break
@@ -228,7 +227,7 @@ class History:
         for key, value in page.entries:
             record = self._record_at(app, key)
             if record is not None and value is not None:
-                found.append(records.decode(value, key, record))
+                found.append(self._decoded(value, key, record))
         if not found:
             return None
         # Burr has one position a sequence id; where there are more, the last completed one is the answer.
@@ -276,7 +275,7 @@ class History:
                 continue
             record = self._record_at(app, key, set_aside=True)
             if record is not None:
-                header, _ = records.decode(value, key, record)
+                header, _ = self._decoded(value, key, record)
                 headers.append(replace(header, set_aside=_beyond_records(app, key)))
         after = page.after
         if after is not None and not include_set_aside and _beyond_records(app, after):
@@ -299,8 +298,11 @@ class History:
             if after is None:
                 return found
 
-    def _opened(self, header: Header, payload: bytes) -> Record:
-        return Record(header, self.serde.reader(header.serializer).loads(payload))
+    def _decoded(self, value: bytes, key: str, record: RecordId) -> tuple[Header, Sealed]:
+        return self.serde.decode(self.namespace, value, key, record)
+
+    def _opened(self, header: Header, payload: Sealed) -> Record:
+        return Record(header, self.serde.loads(header, payload))
 
     def _record_at(self, app: str, key: str, *, set_aside: bool = False) -> RecordId | None:
         """The record that lives at a key below an app; None where none does, with a warning for what is not ours."""
@@ -366,7 +368,7 @@ class History:
                     continue
                 live = not _beyond_records(app, key)
                 if value is not None:
-                    header, _ = records.decode(value, key, record)
+                    header, _ = self._decoded(value, key, record)
                     if live and kept < keep:
                         kept += header.status == "completed"
                         continue

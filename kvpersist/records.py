@@ -6,19 +6,23 @@ r"""The stored bytes of a record: one line of JSON, the header, and then the pay
 
 The checksum is the header's last field.  It is the SHA-256, in lower-case hex, of all other bytes:
 the header up to the ``,"checksum":"`` and the payload.  So whatever byte is lost or changed, wherever
-it stands, the record does not decode.  `docs/format.md` is the specification.
+it stands, the record does not decode.  In a signed record the signature stands right before it; what
+stands before both is the *head*, which encryption and signature are bound to.  `docs/format.md` is the
+specification.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
 from .errors import CorruptRecordError, InvalidIdError
-from .keys import RecordId
+from .keys import MAX_SEQUENCE_ID, RecordId
 
 FORMAT = 1
 
@@ -28,6 +32,11 @@ STATUSES = ("completed", "failed")
 _CHECKSUM = b',"checksum":"'
 _START = b'{"kvpersist":'
 _TAIL = len(_CHECKSUM) + 64 + len(b'"}')
+_SIGNATURE = re.compile(rb',"signature":"([0-9a-f]{64})"$').search
+_SIGNATURE_LENGTH = len(',"signature":""') + 64
+
+_TEXT = ("app_id", "position", "status", "created_at", "serializer", "version")
+_OPTIONAL_TEXT = ("compression", "python", "encryption", "nonce", "key_id", "wrapped_key", "signing", "signing_key_id")
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,19 @@ class Header:
     version: str
     """The version of `kvpersist` that wrote the record."""
     size: int
-    """The payload's length in bytes."""
+    """The payload's length in bytes, as stored."""
+    compression: str | None = None
+    uncompressed_size: int | None = None
+    """The payload's length in bytes before compression."""
+    python: str | None = None
+    """The version of Python that wrote the record, where the serializer depends on it."""
+    encryption: str | None = None
+    nonce: str | None = None
+    key_id: str | None = None
+    wrapped_key: str | None = None
+    signing: str | None = None
+    signing_key_id: str | None = None
+    signature: str | None = None
     set_aside: bool = False
     """True where the app went back and took another way than the one this record is on."""
 
@@ -54,11 +75,21 @@ class Header:
         return RecordId(self.partition_key, self.app_id, self.sequence_id, self.position)
 
 
-def encode(record: RecordId, status: Status, created_at: str, serializer: str, version: str, payload: bytes) -> bytes:
-    """The stored bytes of a record."""
+class Decoded(NamedTuple):
+    """The parts of stored bytes, whole and unchanged."""
+
+    header: Header
+    head: bytes
+    payload: bytes
+
+
+def encode_head(
+    record: RecordId, status: Status, created_at: str, version: str, coding: Mapping[str, str | int]
+) -> bytes:
+    """The head of a record; `coding` says how its payload is to be read."""
     if status not in STATUSES:
         raise InvalidIdError(f"the status must be 'completed' or 'failed', not {status!r}")
-    header = orjson.dumps(
+    return orjson.dumps(
         {
             "kvpersist": FORMAT,
             "partition_key": record.partition_key,
@@ -67,17 +98,23 @@ def encode(record: RecordId, status: Status, created_at: str, serializer: str, v
             "position": record.position,
             "status": status,
             "created_at": created_at,
-            "serializer": serializer,
             "version": version,
+            **coding,
         }
     )[:-1]
-    digest = hashlib.sha256(header)
+
+
+def encode(head: bytes, payload: bytes, signature: str | None = None) -> bytes:
+    """The stored bytes of a record.  Its signature is 64 hex digits, or None."""
+    if signature is not None:
+        head += b',"signature":"%s"' % signature.encode()
+    digest = hashlib.sha256(head)
     digest.update(payload)
-    return b"".join((header, _CHECKSUM, digest.hexdigest().encode(), b'"}\n', payload))
+    return b"".join((head, _CHECKSUM, digest.hexdigest().encode(), b'"}\n', payload))
 
 
-def decode(data: bytes, key: str, record: RecordId) -> tuple[Header, bytes]:
-    """The header and the payload of the bytes found at `key`, where `record` must live.
+def decode(data: bytes, key: str, record: RecordId) -> Decoded:
+    """The parts of the bytes found at `key`, where `record` must live.
 
     Raises `CorruptRecordError` where they are not that record, whole and unchanged.
     """
@@ -90,28 +127,47 @@ def decode(data: bytes, key: str, record: RecordId) -> tuple[Header, bytes]:
         or data[end - 2 : end] != b'"}'
     ):
         raise CorruptRecordError(f"{key}: this is no kvpersist record, or its header is damaged")
-    payload = data[end + 1 :]
-    digest = hashlib.sha256(data[:start])
+    head, payload = data[:start], data[end + 1 :]
+    digest = hashlib.sha256(head)
     digest.update(payload)
     if digest.hexdigest().encode() != data[start + len(_CHECKSUM) : end - 2]:
         raise CorruptRecordError(f"{key}: the checksum is wrong: the record was cut short or changed")
-    fields: dict[str, Any] = orjson.loads(data[:start] + b"}")
-    if fields["kvpersist"] != FORMAT:
+    signature = _SIGNATURE(head, max(0, start - _SIGNATURE_LENGTH))
+    if signature is not None:
+        head = head[: signature.start()]
+    header = _header(head, key, signature and signature[1].decode(), len(payload))
+    if header.id != record:
+        raise CorruptRecordError(f"{key}: the record was moved here, it was written as {header.id}")
+    return Decoded(header, head, payload)
+
+
+def _header(head: bytes, key: str, signature: str | None, size: int) -> Header:
+    try:
+        fields: dict[str, Any] = orjson.loads(head + b"}")
+    except orjson.JSONDecodeError as error:
+        raise CorruptRecordError(f"{key}: the record's header is not JSON") from error
+    if type(fields["kvpersist"]) is not int or fields["kvpersist"] != FORMAT:
         raise CorruptRecordError(
             f"{key}: the record has format {fields['kvpersist']!r}, and this version of kvpersist "
             f"knows format {FORMAT}; upgrade kvpersist to read it"
         )
-    header = Header(
-        fields["partition_key"],
-        fields["app_id"],
-        fields["sequence_id"],
-        fields["position"],
-        fields["status"],
-        fields["created_at"],
-        fields["serializer"],
-        fields["version"],
-        len(payload),
+    partition_key, sequence_id = fields.get("partition_key", 0), fields.get("sequence_id")
+    uncompressed_size = fields.get("uncompressed_size")
+    if (
+        not all(type(fields.get(name)) is str for name in _TEXT)
+        or not all(type(fields.get(name, "")) is str for name in _OPTIONAL_TEXT)
+        or not (partition_key is None or type(partition_key) is str)
+        or not (type(sequence_id) is int and 0 <= sequence_id <= MAX_SEQUENCE_ID)
+        or fields["status"] not in STATUSES
+        or not (uncompressed_size is None or (type(uncompressed_size) is int and uncompressed_size >= 0))
+    ):
+        raise CorruptRecordError(f"{key}: the record's header lacks a field, or has one of another type")
+    known: dict[str, Any] = {name: fields.get(name) for name in (*_TEXT, *_OPTIONAL_TEXT)}
+    return Header(
+        partition_key=partition_key,
+        sequence_id=sequence_id,
+        size=size,
+        uncompressed_size=uncompressed_size,
+        signature=signature,
+        **known,
     )
-    if header.id != record:
-        raise CorruptRecordError(f"{key}: the record was moved here, it was written as {header.id}")
-    return header, payload

@@ -24,7 +24,7 @@ except ImportError as error:
     raise MissingExtraError('tracking needs pydantic: pip install "apache-burr[tracking-client]"') from error
 
 
-class LocalTrackingClient(_LocalTrackingClient):  # type: ignore[misc]
+class LocalTrackingClient(_LocalTrackingClient):
     """Tracks to a folder a project, and loads from it.
 
     Args:

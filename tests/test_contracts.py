@@ -1,4 +1,4 @@
-"""The shipped contract suites, over every store and every serializer."""
+"""The shipped contract suites, over every store."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from conftest import STORES
 from hypothesis import settings
 
 from kvpersist.backends import memory
-from kvpersist.serde.json import JSONSerializer
-from kvpersist.testing import BackendContract, Face, PersisterContract, SerializerContract, StoreMachine
+from kvpersist.testing import BackendContract, Face, PersisterContract, StoreMachine
 
 
 @pytest.fixture(params=STORES)
@@ -93,10 +92,6 @@ class TestBackend(BackendContract):
 
 class TestPersister(PersisterContract):
     pass
-
-
-class TestJSON(SerializerContract):
-    serializer = JSONSerializer()
 
 
 @pytest.mark.parametrize("face_name", ["sync", "async"])

@@ -81,7 +81,7 @@ class SQLiteBackend(Backend):
         table: the table's name, any text.
         busy_timeout: seconds to wait for another process that writes.
         durable: wait for the disk at each write, so that a power cut loses nothing acknowledged.
-            Without it only a crash of the process is survived.
+            Without it a power cut may lose the last writes; a crash of the process still loses nothing.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class SQLiteBackend(Backend):
             return client
         try:
             yield from self._set_wal(client)
-            yield client.execute_fetchall(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
+            yield client.execute_fetchall(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
             yield from self._make_table(client)
         except BaseException:
             yield client.close()

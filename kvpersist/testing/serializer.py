@@ -11,10 +11,10 @@ import zoneinfo
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvpersist import DeserializationError, SerializationError
+from kvpersist import CorruptRecordError, DeserializationError, SerializationError
 
 VALUES: list[Any] = [
     None,
@@ -144,12 +144,15 @@ class _Mapping(dict):  # type: ignore[type-arg]
 
 
 class SerializerContract:
-    """Needs the attribute `serializer`."""
+    """Needs the attribute `serializer`: an object with ``dumps`` and ``loads``."""
 
     serializer: Any
 
     holds_anything = False
     """Whether values of any class can be held, as pickle does."""
+
+    equal_bytes = True
+    """Whether equal states have equal bytes, as a safe serializer promises."""
 
     @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
     def test_values_come_back_exactly(self, value: Any) -> None:
@@ -158,13 +161,18 @@ class SerializerContract:
         deep = {"a": [{"b": [value]}]}
         assert exactly(self.serializer.loads(self.serializer.dumps(deep))) == exactly(deep)
 
+    # One test is inherited by the class of each serializer, so what one of them found is not replayed in another.
+    @settings(suppress_health_check=[HealthCheck.differing_executors], database=None, deadline=None)
     @given(state=STATES)
     def test_any_nesting_comes_back_exactly(self, state: dict[str, Any]) -> None:
         data = self.serializer.dumps(state)
         assert exactly(self.serializer.loads(data)) == exactly(state)
-        assert self.serializer.dumps(self.serializer.loads(data)) == data
+        if self.equal_bytes:
+            assert self.serializer.dumps(self.serializer.loads(data)) == data
 
     def test_equal_states_have_equal_bytes(self) -> None:
+        if not self.equal_bytes:
+            return
         one, other = {8, 0}, {0, 8}  # iterate in the order of insertion, since their hashes collide
         assert list(one) != list(other)
         assert self.serializer.dumps({"s": one}) == self.serializer.dumps({"s": other})
@@ -178,22 +186,25 @@ class SerializerContract:
     )
     def test_what_would_not_come_back_is_an_error(self, value: Any) -> None:
         if self.holds_anything:
+            self.serializer.loads(self.serializer.dumps({"a": value}))
             return
         with pytest.raises(SerializationError, match=r"state\['a'\]\[0\]\['b'\]\[1\] is a .*pickle") as caught:
             self.serializer.dumps({"a": [{"b": [0, value]}]})
         assert caught.value.path == "state['a'][0]['b'][1]"
 
     def test_what_holds_itself_is_an_error(self) -> None:
-        if self.holds_anything:
-            return
         loop: list[Any] = []
         loop.append(loop)
+        if self.holds_anything:
+            loop = self.serializer.loads(self.serializer.dumps({"loop": loop}))["loop"]
+            assert loop[0] is loop
+            return
         with pytest.raises(SerializationError, match="holds itself"):
             self.serializer.dumps({"loop": loop})
 
     @pytest.mark.parametrize("data", [b"", b"\0", b"[1]", b"nonsense", b'{"a":', b'{"a":{"$kv":"no-such-tag"}}'])
     def test_other_bytes_are_an_error(self, data: bytes) -> None:
-        with pytest.raises(DeserializationError):
+        with pytest.raises((DeserializationError, CorruptRecordError)):
             self.serializer.loads(data)
 
 

@@ -1,0 +1,175 @@
+"""Speed and size of serializers, as ratios to Burr's own way, measured pairwise in one run.
+
+``python -m benchmarks.serializers`` prints them; ``--write`` puts the tables into docs/serializers.md.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import random
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from burr.core import State
+
+from kvpersist.keys import RecordId
+from kvpersist.serde import Serde
+
+PAGE = Path(__file__).parent.parent / "docs" / "serializers.md"
+BEGIN, END = "<!-- speed and size: written by benchmarks/serializers.py -->", "<!-- end of speed and size -->"
+ROUNDS = 41
+RECORD = RecordId("user-1", "chat-1", 7, "answer")
+WORDS = [
+    "the",
+    "state",
+    "of",
+    "an",
+    "agent",
+    "after",
+    "one",
+    "step",
+    "is",
+    "saved",
+    "and",
+    "loaded",
+    "again",
+    "for",
+    "you",
+]
+
+_random = random.Random(5)
+
+
+def _text(words: int) -> str:
+    return " ".join(_random.choice(WORDS) for _ in range(words))
+
+
+CHAT = {
+    "chat": [
+        {"role": _random.choice(["user", "assistant"]), "content": _text(40), "id": number} for number in range(60)
+    ],
+    "prompt": _text(20),
+    "turn": 30,
+}
+STATES: dict[str, dict[str, Any]] = {
+    "a small state": {"prompt": _text(5), "turn": 3, "done": False, "last": None},
+    "a chat of 60 messages": CHAT,
+    "2,000 floats": {"embedding": [_random.random() for _ in range(2000)]},
+    "500 rows of numbers": {"rows": [{"id": number, "x": _random.random(), "ok": True} for number in range(500)]},
+}
+WITH_DATES = {**CHAT, "chat": [{**each, "at": dt.datetime(2026, 1, 1, 1, 2, 3)} for each in CHAT["chat"]]}
+
+WAYS: dict[str, dict[str, Any]] = {
+    "json": {},
+    "msgpack": {"serializer": "msgpack"},
+    "pickle": {"serializer": "pickle"},
+    "cloudpickle": {"serializer": "cloudpickle"},
+    "json + lz4": {"compression": "lz4"},
+    "json + zstd": {"compression": "zstd"},
+    "json + gzip": {"compression": "gzip"},
+    "msgpack + zstd": {"serializer": "msgpack", "compression": "zstd"},
+    "json + aes-gcm": {"encryption_key": bytes(32)},
+    "json + zstd + aes-gcm + signature": {"compression": "zstd", "encryption_key": bytes(32), "signing_key": bytes(32)},
+}
+
+
+def ratio(ours: Callable[[], object], theirs: Callable[[], object]) -> float:
+    """How long ours takes for each of theirs, turn by turn: the median."""
+    times = 1
+    while _took(theirs, times) < 0.002:
+        times *= 2
+    return statistics.median(_took(ours, times) / _took(theirs, times) for _ in range(ROUNDS))
+
+
+def _took(function: Callable[[], object], times: int) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
+        function()
+    return time.perf_counter() - start
+
+
+def _table(title: str, columns: list[str], rows: dict[str, list[str]]) -> list[str]:
+    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    return lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
+
+
+def tables() -> str:
+    """All the tables in Markdown, measured now."""
+    encode: dict[str, list[str]] = {}
+    save: dict[str, list[str]] = {}
+    load: dict[str, list[str]] = {}
+    size: dict[str, list[str]] = {}
+    for name, way in WAYS.items():
+        serde = Serde(way)
+        for fields in STATES.values():
+            state = State(fields)
+            plain = serde.dumps(fields)
+            stored = serde.encode("kvpersist", RECORD, "completed", "2026-11-24T06:00:00.000000+00:00", plain)
+            of_burr = json.dumps(state.serialize())
+
+            def saved(serde: Serde = serde, fields: dict[str, Any] = fields) -> bytes:
+                created_at = "2026-11-24T06:00:00.000000+00:00"
+                return serde.encode("kvpersist", RECORD, "completed", created_at, serde.dumps(fields))
+
+            def loaded(serde: Serde = serde, stored: bytes = stored) -> object:
+                return serde.loads(*serde.decode("kvpersist", stored, "key", RECORD))
+
+            def burr_saves(state: State[Any] = state) -> str:
+                return json.dumps(state.serialize())
+
+            def burr_loads(of_burr: str = of_burr) -> object:
+                return State.deserialize(json.loads(of_burr))
+
+            if len(way) == 0 or way.keys() == {"serializer"}:
+                encoded = ratio(lambda serde=serde, fields=fields: serde.dumps(fields), burr_saves)
+                encode.setdefault(name, []).append(f"{encoded:.3f}")
+            save.setdefault(name, []).append(f"{ratio(saved, burr_saves):.3f}")
+            load.setdefault(name, []).append(f"{ratio(loaded, burr_loads):.3f}")
+            size.setdefault(name, []).append(f"{len(stored):,}")
+    states = list(STATES)
+    dates = [
+        f"{ratio(lambda serde=serde: serde.dumps(WITH_DATES), lambda: json.dumps(State(WITH_DATES).serialize())):.3f}"
+        for serde in (Serde({}), Serde({"serializer": "msgpack"}), Serde({"serializer": "pickle"}))
+    ]
+    return "\n".join(
+        [
+            "Time to encode a state, where Burr's `json.dumps(state.serialize())` is 1:",
+            "",
+            *_table("serializer", states, encode),
+            "",
+            "Time to make a whole record (encode, compress, encrypt, sign, header and checksum), likewise:",
+            "",
+            *_table("written with", states, save),
+            "",
+            "Time to read one, where Burr's `State.deserialize(json.loads(text))` is 1:",
+            "",
+            *_table("written with", states, load),
+            "",
+            "Bytes of a record, header and all:",
+            "",
+            *_table("written with", states, size),
+            "",
+            "A chat of 60 messages with a `datetime` each, which Burr turns into text; time to encode, as above:",
+            "",
+            *_table("", ["json", "msgpack", "pickle"], {"a chat with dates": dates}),
+        ]
+    )
+
+
+def main() -> None:
+    """Print the tables, and write them where that was asked for."""
+    measured = tables()
+    sys.stdout.write(measured + "\n")
+    if "--write" in sys.argv:
+        pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
+        PAGE.write_text(pattern.sub(lambda _: f"{BEGIN}\n{measured}\n{END}", PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
