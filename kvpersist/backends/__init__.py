@@ -47,7 +47,8 @@ class Backend(abc.ABC):
     """Whether of two concurrent `put(mode="create")` of one key exactly one wins."""
 
     read_only: bool = False
-    """Set on a store that must stay as it is: no table, index or file is made when it is opened."""
+    """Set on a store that must stay as it is: no table, index or file is made when it is opened, and one that
+    is not there reads as empty."""
 
     def __init__(self, url: str, *, asynchronous: bool = False, **options: Any) -> None:
         self.url = url

@@ -218,6 +218,10 @@ class PostgreSQLBackend(Backend):
                 return (yield from self._fetchall_once(statement, parameters))
         except _Broken as broken:
             raise self._translated(broken.error) from broken.error
+        except psycopg.errors.UndefinedTable as error:
+            if self.read_only:
+                return []
+            raise self._translated(error) from error
         except psycopg.Error as error:
             raise self._translated(error) from error
 

@@ -206,6 +206,8 @@ class SQLiteBackend(Backend):
                 self._table_is_there = True
             rows: list[Any] = yield self._finished(client.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
+            if self.read_only and "no such table" in str(error):
+                return []
             raise self._translated(error) from error
         return rows
 
@@ -222,7 +224,7 @@ class SQLiteBackend(Backend):
         settings: dict[str, Any] = {"timeout": self._busy_timeout, "isolation_level": None}
         database: Path | str = self.path
         if self.read_only:
-            database = f"{self.path.as_uri()}?mode=ro"
+            database = f"{self.path.as_uri()}?mode=ro" if self.path.exists() else ":memory:"
             settings["uri"] = True
         else:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from importlib import import_module
@@ -74,6 +75,7 @@ def copy(
     """
     if no_partition and partition is not None:
         raise click.UsageError("--partition and --no-partition exclude each other")
+    sys.path.insert(0, os.getcwd())
     for module in modules:
         import_module(module)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
