@@ -352,8 +352,7 @@ class _PostgreSQL(_Named):
                     connection = next(holder._con for holder in connection._holders if holder._con is not None)
                 parameters, address = connection._params, connection._addr
                 host, port = address if isinstance(address, tuple) else os.path.split(address)
-                if parameters.ssl:
-                    options["sslmode"] = "require"
+                options["sslmode"] = parameters.sslmode.name.replace("_", "-")
                 return self._postgresql_at(
                     parameters.database,
                     parameters.user,

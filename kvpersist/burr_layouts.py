@@ -388,9 +388,9 @@ class TrackingLayout(Layout):
                 yield Path(path).relative_to(self.folder).as_posix()
 
     def _log(self, app_id: str) -> Path:
-        path = Path(os.path.normpath(self.folder / app_id / "log.jsonl"))
-        inside = path.is_relative_to(self.folder) and path.parent != self.folder and "\0" not in app_id
-        return path if inside else self.folder / "\1"
+        # An id that is no plain path below the folder names no app.
+        is_plain = os.path.normpath(app_id) == app_id and not app_id.startswith(("/", "..")) and "\0" not in app_id
+        return self.folder / (app_id if is_plain else "no such app") / "log.jsonl"
 
     def _partition_key(self, app_id: str) -> str | None:
         try:
