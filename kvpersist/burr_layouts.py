@@ -18,12 +18,14 @@ import abc
 import datetime as dt
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 import orjson
+from burr.core import serde
 from burr.core.state import State
 
 from .backends import Backend
@@ -45,10 +47,19 @@ class BurrRecord(NamedTuple):
     set_aside: dt.datetime | None = None
     """When the app went back and took another way than the one this step is on."""
 
-    def fields(self, serde_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The state's fields, through the functions that are registered with Burr's serde."""
+    def fields(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The state's fields, through the functions that are registered with Burr's serde.
+
+        Args:
+            options: what `Serde.options` has: ``classes``, ``allow_unsafe``, and what the functions are given.
+        """
+        given = {name: value for name, value in options.items() if name not in ("classes", "allow_unsafe")}
         try:
-            return State.deserialize(json.loads(self.state), **serde_kwargs).get_all()
+            state = json.loads(self.state)
+            modules = _needed_modules(state, options)
+            if modules:
+                given["allowlist"] = modules
+            return State.deserialize(state, **given).get_all()
         except Exception as error:  # whatever a registered function raises
             raise DeserializationError(f"{self.id}: Burr cannot rebuild this state: {error}") from error
 
@@ -486,6 +497,52 @@ def open_layout(url: str, *, asynchronous: bool, options: Mapping[str, Any]) -> 
     backend.read_only = True
     layout: Layout = kind(backend, name)
     return layout
+
+
+def _needed_modules(state: Any, options: Mapping[str, Any]) -> list[str]:
+    """The modules that pydantic models in a state are of, all of them allowed.
+
+    Burr's own plugins import, or run, what a stored value tells them to.  They get only values of what the caller
+    allowed by ``classes`` or Burr's allowlist; raises `DeserializationError` for others.
+    """
+    classes = options.get("classes", ())
+    named = [*(classes.values() if isinstance(classes, Mapping) else classes), *options.get("allowlist", ())]
+    plugin = sys.modules.get("burr.integrations.serde.pydantic")
+    named += getattr(plugin, "_global_allowlist", None) or ()
+    allowed_classes = {f"{each.__module__}.{each.__qualname__}" for each in named if isinstance(each, type)}
+    allowed_modules = [each for each in named if isinstance(each, str)]
+    needed: set[str] = set()
+
+    def look(value: Any) -> None:
+        if isinstance(value, list):
+            for each in value:
+                look(each)
+        elif isinstance(value, dict):
+            key = value.get(serde.KEY)
+            function = serde.deserializer.func_map.get(key) if isinstance(key, str) else None
+            home, _, reader = getattr(function, "__module__", "").rpartition(".")
+            if home == "burr.integrations.serde":
+                name = str(value.get("__pydantic_class")) if reader == "pydantic" else _LIBRARIES.get(reader, reader)
+                module = name.rpartition(".")[0] if reader == "pydantic" else name
+                if not (
+                    name in allowed_classes
+                    or any(module == each or module.startswith(f"{each}.") for each in allowed_modules)
+                    or (reader == "pickle" and "pickle" in options.get("allow_unsafe", ()))
+                ):
+                    way = "'allow_unsafe': ['pickle']" if reader == "pickle" else f"'classes': [{module!r}]"
+                    raise DeserializationError(
+                        f"it holds a value for Burr's {reader} plugin, {name}; allow that with serde_kwargs={{{way}}}"
+                    )
+                if reader == "pydantic":
+                    needed.add(module)
+            for each in value.values():
+                look(each)
+
+    look(state)
+    return sorted(needed)
+
+
+_LIBRARIES = {"langchain": "langchain_core"}
 
 
 def _local_time(text: str) -> dt.datetime:
