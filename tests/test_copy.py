@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -502,7 +503,7 @@ def test_it_is_killed_and_goes_on(tmp_path: Path) -> None:
     source, target = f"sqlite://{tmp_path}/from.db", f"sqlite://{tmp_path}/to.db"
     many(source, 3000)
     carried = []
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(command(source, target), stdout=subprocess.DEVNULL)
         try:
             wanted = (carried[-1] if carried else 0) + 200
@@ -512,10 +513,10 @@ def test_it_is_killed_and_goes_on(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
             process.wait()
         carried.append(_count(tmp_path / "to.db"))
-    assert 200 <= carried[0] < carried[1] < carried[2]
+    assert 200 <= carried[0] < carried[1]
     assert carried[0] < 3000
     report = copy(source, target)
-    assert (report.already_there, report.carried) == (carried[2], 3000 - carried[2])
+    assert (report.already_there, report.carried) == (carried[1], 3000 - carried[1])
     assert contents(target) == contents(source)
 
 
