@@ -1,6 +1,7 @@
 """Speed and size of serializers, as ratios to Burr's own way, measured pairwise in one run.
 
-``python -m benchmarks.serializers`` prints them; ``--write`` puts the tables into docs/serializers.md.
+``python -m benchmarks serializers`` prints them, and ``python -m benchmarks.serializers --write`` puts the
+tables into docs/serializers.md as well.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import datetime as dt
 import json
 import random
 import re
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -21,9 +21,10 @@ from burr.core import State
 from kvpersist.keys import RecordId
 from kvpersist.serde import Serde
 
+from .pairs import Ratio, compare, heading, row
+
 PAGE = Path(__file__).parent.parent / "docs" / "serializers.md"
 BEGIN, END = "<!-- speed and size: written by benchmarks/serializers.py -->", "<!-- end of speed and size -->"
-ROUNDS = 41
 RECORD = RecordId("user-1", "chat-1", 7, "answer")
 WORDS = [
     "the",
@@ -50,6 +51,7 @@ def _text(words: int) -> str:
     return " ".join(_random.choice(WORDS) for _ in range(words))
 
 
+SMALL = {"prompt": _text(5), "turn": 3, "done": False, "last": None}
 CHAT = {
     "chat": [
         {"role": _random.choice(["user", "assistant"]), "content": _text(40), "id": number} for number in range(60)
@@ -58,7 +60,7 @@ CHAT = {
     "turn": 30,
 }
 STATES: dict[str, dict[str, Any]] = {
-    "a small state": {"prompt": _text(5), "turn": 3, "done": False, "last": None},
+    "a small state": SMALL,
     "a chat of 60 messages": CHAT,
     "2,000 floats": {"embedding": [_random.random() for _ in range(2000)]},
     "500 rows of numbers": {"rows": [{"id": number, "x": _random.random(), "ok": True} for number in range(500)]},
@@ -79,19 +81,12 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def ratio(ours: Callable[[], object], theirs: Callable[[], object]) -> float:
-    """How long ours takes for each of theirs, turn by turn: the median."""
-    times = 1
-    while _took(theirs, times) < 0.002:
-        times *= 2
-    return statistics.median(_took(ours, times) / _took(theirs, times) for _ in range(ROUNDS))
-
-
-def _took(function: Callable[[], object], times: int) -> float:
+def ratio(ours: Callable[[], object], theirs: Callable[[], object]) -> Ratio:
+    """How long ours takes for each of theirs."""
     start = time.perf_counter()
-    for _ in range(times):
-        function()
-    return time.perf_counter() - start
+    theirs()
+    calls = max(1, int(0.004 / (time.perf_counter() - start)))
+    return compare(ours, theirs, pairs=31, calls=calls)
 
 
 def _table(title: str, columns: list[str], rows: dict[str, list[str]]) -> list[str]:
@@ -107,7 +102,7 @@ def tables() -> str:
     size: dict[str, list[str]] = {}
     for name, way in WAYS.items():
         serde = Serde(way)
-        for fields in STATES.values():
+        for what, fields in STATES.items():
             state = State(fields)
             plain = serde.dumps(fields)
             stored = serde.encode("kvpersist", RECORD, "completed", "2026-11-24T06:00:00.000000+00:00", plain)
@@ -128,15 +123,21 @@ def tables() -> str:
 
             if len(way) == 0 or way.keys() == {"serializer"}:
                 encoded = ratio(lambda serde=serde, fields=fields: serde.dumps(fields), burr_saves)
-                encode.setdefault(name, []).append(f"{encoded:.3f}")
-            save.setdefault(name, []).append(f"{ratio(saved, burr_saves):.3f}")
-            load.setdefault(name, []).append(f"{ratio(loaded, burr_loads):.3f}")
+                aim = 0.06 if name in ("json", "msgpack") and fields is not SMALL else None
+                row(f"{name} encode, {what} : Burr's", encoded, aim)
+                encode.setdefault(name, []).append(f"{encoded.median:.3f}")
+            save.setdefault(name, []).append(f"{ratio(saved, burr_saves).median:.3f}")
+            load.setdefault(name, []).append(f"{ratio(loaded, burr_loads).median:.3f}")
             size.setdefault(name, []).append(f"{len(stored):,}")
     states = list(STATES)
-    dates = [
-        f"{ratio(lambda serde=serde: serde.dumps(WITH_DATES), lambda: json.dumps(State(WITH_DATES).serialize())):.3f}"
-        for serde in (Serde({}), Serde({"serializer": "msgpack"}), Serde({"serializer": "pickle"}))
-    ]
+
+    def burr_saves_dates() -> str:
+        return json.dumps(State(WITH_DATES).serialize())
+
+    dates = []
+    for way in ("json", "msgpack", "pickle"):
+        serde = Serde(WAYS[way])
+        dates.append(f"{ratio(lambda serde=serde: serde.dumps(WITH_DATES), burr_saves_dates).median:.3f}")
     return "\n".join(
         [
             "Time to encode a state, where Burr's `json.dumps(state.serialize())` is 1:",
@@ -164,8 +165,9 @@ def tables() -> str:
 
 def main() -> None:
     """Print the tables, and write them where that was asked for."""
+    heading("Serializers", "apache-burr", "orjson", "ormsgpack", "zstandard", "lz4", "cryptography")
     measured = tables()
-    sys.stdout.write(measured + "\n")
+    print(f"\n{measured}")
     if "--write" in sys.argv:
         pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
         PAGE.write_text(pattern.sub(lambda _: f"{BEGIN}\n{measured}\n{END}", PAGE.read_text()))

@@ -151,6 +151,9 @@ class TableLayout(Layout):
         rows = yield from self._select("COUNT(*)", "", ())
         return int(rows[0][0]) if rows else 0
 
+    def _rows(self, statement: str, values: Any) -> Step[list[Any]]:
+        raise NotImplementedError
+
     def _partition_key(self, stored: str) -> str | None:
         return stored
 
@@ -163,13 +166,13 @@ class TableLayout(Layout):
     def _select(self, what: str, rest: str, values: Any) -> Step[list[Any]]:
         """Rows of the table; none where there is no such table."""
         if self._name is None and not self._is_absent:
-            rows = yield from self.backend._fetchall(self._find, (self.table,))
+            rows = yield from self._rows(self._find, (self.table,))
             self._name = rows[0][0] if rows else None
             self._is_absent = self._name is None
         if self._is_absent:
             return []
         statement = f"SELECT {what} FROM {self._name} {rest}".replace("?", self._placeholder)
-        found: list[Any] = yield from self.backend._fetchall(statement, tuple(values))
+        found: list[Any] = yield from self._rows(statement, tuple(values))
         return found
 
     def __repr__(self) -> str:
@@ -185,6 +188,10 @@ class SQLiteLayout(TableLayout):
     )
     _placeholder = "?"
     _columns = "partition_key, app_id, sequence_id, position, status, state, created_at || '+00:00'"
+
+    def _rows(self, statement: str, values: Any) -> Step[list[Any]]:
+        rows: list[Any] = yield from self.backend._read(statement, values)
+        return rows
 
     def _partition_key(self, stored: str) -> str | None:
         # None and "" are both "" there, and None is what Burr's builder uses unless told otherwise.
@@ -202,6 +209,10 @@ class PostgreSQLLayout(TableLayout):
         "partition_key, app_id, sequence_id, position, status, state::text, "
         "created_at AT TIME ZONE current_setting('TimeZone')"
     )
+
+    def _rows(self, statement: str, values: Any) -> Step[list[Any]]:
+        rows: list[Any] = yield from self.backend._fetchall(statement, values)
+        return rows
 
 
 class RedisLayout(Layout):

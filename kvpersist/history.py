@@ -9,7 +9,7 @@ import datetime as dt
 import enum
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from .keys import RecordId
 from .records import Header, Status
 from .serde import Sealed, Serde
 from .steps import Step, gather
+from .urls import redacted
 
 OnConflict = Literal["error", "overwrite", "rewind"]
 ON_CONFLICT: Final = ("error", "overwrite", "rewind")
@@ -74,8 +75,8 @@ class History:
             raise OptionError(f"the namespace must be a non-empty str, not {namespace!r}")
         if on_conflict == "error" and not backend.atomic_create:
             raise OptionError(
-                f"{backend.url}: this store cannot create a record only where there is none, so two workers that "
-                "race on one app would not find out; say on_conflict='overwrite' if there is one worker an app"
+                f"{redacted(backend.url)}: this store cannot create a record only where there is none, so two workers "
+                "that race on one app would not find out; say on_conflict='overwrite' if there is one worker an app"
             )
         self.backend = backend
         self.namespace = namespace
@@ -106,15 +107,18 @@ class History:
         if self.on_conflict == "overwrite":
             yield from self.backend.put(key, value)
             return
-        # A record that continues what this process has seen leaves nothing to set aside.
-        if self.on_conflict == "rewind" and sequence_id <= self._newest.get(app, keys.MAX_SEQUENCE_ID):
-
-            def stays(stored_key: str, stored: bytes) -> bool:
-                return stored_key == key and bool(self._settled(*self._decoded(stored, key, record), status, payload))
-
-            yield from self._set_aside(app, sequence_id, stays)
+        # In a rewind, all that is not older than the new record goes.  One that continues what this process has
+        # seen leaves nothing to look for.
+        rewinds = self.on_conflict == "rewind"
+        looks = rewinds and sequence_id <= self._newest.get(app, keys.MAX_SEQUENCE_ID)
+        aside = _set_aside_folder(app) if rewinds else ""
+        if looks:
+            yield from self._set_aside(app, sequence_id, aside, spare=key)
         won = yield from self.backend.put(key, value, "create")
         while not won:
+            if rewinds and not looks:  # what this process had seen is not the newest any more
+                looks = True
+                yield from self._set_aside(app, sequence_id, aside, spare=key)
             stored = yield from self.backend.get(key)
             if stored is None:  # deleted meanwhile
                 won = yield from self.backend.put(key, value, "create")
@@ -123,63 +127,78 @@ class History:
             settled = self._settled(header, stored_payload, status, payload)
             if settled == "same":
                 break
-            if settled is None:
-                raise ConflictError(
-                    f"{record}: a {header.status} record with other content is stored already (made "
-                    f"{header.created_at}); nothing was changed. Another worker may be running this app. To go "
-                    "back and take another way, use on_conflict='rewind' or fork to a new app id"
-                )
+            if settled == "conflict":
+                if not rewinds:
+                    raise ConflictError(
+                        f"{record}: a {header.status} record with other content is stored already (made "
+                        f"{header.created_at}); nothing was changed. Another worker may be running this app. To go "
+                        "back and take another way, use on_conflict='rewind' or fork to a new app id"
+                    )
+                yield from self.backend.put(aside + key[len(app) :], stored)
             won = yield from self.backend.replace(key, stored, value)
-        if self.on_conflict == "rewind":
-            self._saw_newest(app, sequence_id)
+        if rewinds:
+            self._newest[app] = sequence_id
 
     def rewind(self, partition_key: str | None, app_id: str, sequence_id: int) -> Step[int]:
         """Set aside all records newer than a sequence id; returns how many."""
-        keys.sequence_name(sequence_id)
         app = keys.app_prefix(self.namespace, partition_key, app_id)
+        page = yield from self.backend.scan(app + keys.sequence_name(sequence_id), limit=1)
+        if not page.entries:
+            raise InvalidIdError(
+                f"partition {partition_key!r}, app {app_id!r} has no record with the sequence id {sequence_id} to go "
+                "back to; nothing was changed"
+            )
         self._newest.pop(app, None)
-        return (yield from self._set_aside(app, sequence_id + 1))
+        return (yield from self._set_aside(app, sequence_id + 1, _set_aside_folder(app)))
 
-    def _set_aside(self, app: str, first: int, stays: Callable[[str, bytes], bool] = lambda *_: False) -> Step[int]:
-        """Move the live records from a sequence id on to a folder of their own, the newest first.
+    def share_memory(self, other: History) -> None:
+        """Know of newest records what another history of the same store knows, and the other way round."""
+        self._newest = other._newest
 
-        Each is copied before it is removed.  A crash in between leaves a shorter history and some records in
-        both places, never a record in neither.
+    def _set_aside(self, app: str, first: int, folder: str, spare: str | None = None) -> Step[int]:
+        """Move the live records from a sequence id on, but for one key, to a folder, the newest first.
+
+        Each is copied, and then removed if it is still what was copied.  A crash in between leaves a shorter
+        history and some records in both places, never a record in neither.
         """
         moved = 0
-        folder = f"{app}{keys.SET_ASIDE}{_newest_first_name()}/"
-        after, limit = None, 1  # most often the newest record shows that there is nothing to do
+        after, looking = None, True  # most often the key of the newest record shows that there is nothing to do
         while True:
-            page = yield from self.backend.scan(app, after=after, limit=limit)
-            found = [(key, self._record_at(app, key)) for key, _ in page.entries]
-            candidates = [key for key, record in found if record is not None and record.sequence_id >= first]
-            values = yield from self.backend.get_many(candidates)
-            going = {
-                key: value
-                for key, value in zip(candidates, values, strict=True)
-                if value is not None and not stays(key, value)
-            }
-            if going:
-                yield from gather(self.backend.put(folder + key[len(app) :], going[key]) for key in going)
-                yield from self.backend.delete(going)
-            moved += len(going)
-            older = any(record is not None and record.sequence_id < first for _, record in found)
-            if page.after is None or older or _beyond_records(app, page.after):
+            page = yield from self.backend.scan(
+                app, after=after, limit=1 if looking else VALUES_PAGE, values=not looking
+            )
+            found = [(self._record_at(app, key), key, value) for key, value in page.entries]
+            going = [
+                (key, value)
+                for record, key, value in found
+                if record is not None and record.sequence_id >= first and key != spare
+            ]
+            older = any(record is not None and record.sequence_id < first for record, _, _ in found)
+            at_end = older or page.after is None or _beyond_records(app, page.after)
+            if looking and not (at_end and not going):
+                looking = False  # the same page again, longer and with values
+                continue
+            moves = (self._move(key, value, folder + key[len(app) :]) for key, value in going)
+            moved += sum((yield from gather(moves)))
+            if at_end:
                 return moved
-            after, limit = page.after, VALUES_PAGE
+            after = page.after
 
-    def _saw_newest(self, app: str, sequence_id: int) -> None:
-        if len(self._newest) >= 10_000:  # what is forgotten costs one look
-            self._newest.clear()
-        self._newest[app] = sequence_id
+    def _move(self, key: str, value: bytes | None, to: str) -> Step[int]:
+        while value is not None:
+            yield from self.backend.put(to, value)
+            if (yield from self.backend.replace(key, value, None)):
+                return 1
+            value = yield from self.backend.get(key)  # it was changed after it was copied
+        return 0
 
     def _settled(
         self, header: Header, stored: Sealed, status: Status, payload: bytes
-    ) -> Literal["same", "gives way"] | None:
-        """What the record stored under a new one's key means for it; None is a conflict."""
+    ) -> Literal["same", "gives way", "conflict"]:
+        """What the record stored under a new one's key means for it."""
         if header.status == status and self.serde.is_same(header, stored, payload):
             return "same"  # the retry of a save whose answer was lost
-        return "gives way" if header.status == "failed" and status == "completed" else None
+        return "gives way" if header.status == "failed" else "conflict"
 
     # Reading
 
@@ -198,56 +217,68 @@ class History:
             return (yield from self._load_last_written(partition_key, include_failed))
         app = keys.app_prefix(self.namespace, partition_key, app_id)
         if sequence_id is not None:
-            return (yield from self._load_sequence_id(app, keys.sequence_name(sequence_id)))
-        return (yield from self._load_latest(app, include_failed))
+            found = yield from self._with_sequence_id(app, keys.sequence_name(sequence_id))
+        else:
+            found = yield from self._latest(app, include_failed)
+        return None if found is None else self._opened(*found)
 
-    def _load_latest(self, app: str, include_failed: bool) -> Step[Record | None]:
+    def _latest(self, app: str, include_failed: bool) -> Step[tuple[Header, Sealed] | None]:
         after, limit, newest = None, 1, -1
-        found: Record | None = None
         while True:
             page = yield from self.backend.scan(app, after=after, limit=limit, values=True)
+            found = None
             for key, value in page.entries:
                 record = self._record_at(app, key)
                 if record is None or value is None:
                     continue
                 newest = max(newest, record.sequence_id)
-                header, payload = self._decoded(value, key, record)
-                if include_failed or header.status == "completed":
-                    found = self._opened(header, payload)
+                found = self._decoded(value, key, record)
+                if include_failed or found[0].status == "completed":
                     break
+                found = None
             if found or page.after is None or _beyond_records(app, page.after):
-                if self.on_conflict == "rewind":
-                    self._saw_newest(app, newest)
+                self._saw_newest(app, newest)
                 return found
             after, limit = page.after, min(4 * limit, VALUES_PAGE)
 
-    def _load_sequence_id(self, app: str, name: str) -> Step[Record | None]:
+    def _with_sequence_id(self, app: str, name: str) -> Step[tuple[Header, Sealed] | None]:
         page = yield from self.backend.scan(app + name, values=True)
         found = []
         for key, value in page.entries:
             record = self._record_at(app, key)
             if record is not None and value is not None:
                 found.append(self._decoded(value, key, record))
-        if not found:
-            return None
-        # Burr has one position a sequence id; where there are more, the last completed one is the answer.
-        return self._opened(*max(found, key=lambda each: (each[0].status == "completed", each[0].created_at)))
+        # Burr has one position a sequence id.  Where there are more, the answer is the one that is the latest too.
+        completed = [each for each in found if each[0].status == "completed"]
+        return next(iter(completed or found), None)
+
+    def _saw_newest(self, app: str, sequence_id: int) -> None:
+        """Remember the newest sequence id, never a lower one: a look may be older than a save of meanwhile."""
+        if self.on_conflict != "rewind":
+            return
+        if len(self._newest) >= 10_000:  # what is forgotten costs one look
+            self._newest.clear()
+        self._newest[app] = max(sequence_id, self._newest.get(app, -1))
 
     def _load_last_written(self, partition_key: str | None, include_failed: bool) -> Step[Record | None]:
-        last: Record | None = None
+        def latest(app: str) -> Step[tuple[str, str] | None]:
+            found = yield from self._latest(app, include_failed)
+            return None if found is None else (found[0].created_at, app)  # not the state: there may be many apps
+
+        last: tuple[str, str] | None = None
         after: str | None = None
         prefix = keys.partition_prefix(self.namespace, partition_key)
         while True:
             page = yield from self.backend.scan(prefix, after=after, delimiter="/")
-            candidates = yield from gather(
-                self._load_latest(key, include_failed) for key, _ in page.entries if key.endswith("/")
-            )
-            for each in candidates:
-                if each is not None and (last is None or each.header.created_at > last.header.created_at):
-                    last = each
+            found = yield from gather(latest(key) for key, _ in page.entries if key.endswith("/"))
+            last = max((each for each in (last, *found) if each is not None), default=None)
             after = page.after
             if after is None:
-                return last
+                break
+        if last is None:
+            return None
+        record = yield from self._latest(last[1], include_failed)
+        return None if record is None else self._opened(*record)
 
     def list_partitions(self) -> Step[list[str | None]]:
         """The partition keys that have apps, in key order."""
@@ -340,6 +371,7 @@ class History:
         *,
         keep_last: int | None = None,
         older_than: dt.timedelta | dt.datetime | None = None,
+        include_set_aside: bool = False,
     ) -> Step[int]:
         """Remove old records; see `Persister.prune`."""
         keep, cutoff = _checked_prune(keep_last, older_than)
@@ -351,10 +383,10 @@ class History:
             apps = (yield from self.list_app_ids(partition)) if app_id is ALL else [app_id]
             for app in apps:
                 prefix = keys.app_prefix(self.namespace, partition, app)
-                pruned += yield from self._prune_app(prefix, keep, cutoff)
+                pruned += yield from self._prune_app(prefix, keep, cutoff, include_set_aside)
         return pruned
 
-    def _prune_app(self, app: str, keep: int, cutoff: str | None) -> Step[int]:
+    def _prune_app(self, app: str, keep: int, cutoff: str | None, include_set_aside: bool) -> Step[int]:
         pruned, kept, after = 0, 0, None
         while True:
             # What a record says is needed only until enough are kept, unless age decides.
@@ -363,10 +395,10 @@ class History:
             page = yield from self.backend.scan(app, after=after, limit=limit, values=values)
             going = []
             for key, value in page.entries:
-                record = self._record_at(app, key, set_aside=True)
-                if record is None:
-                    continue
                 live = not _beyond_records(app, key)
+                record = self._record_at(app, key, set_aside=True)
+                if record is None or not (live or include_set_aside):
+                    continue
                 if value is not None:
                     header, _ = self._decoded(value, key, record)
                     if live and kept < keep:
@@ -379,7 +411,7 @@ class History:
                 yield from self.backend.delete(going)
                 pruned += len(going)
             after = page.after
-            if after is None:
+            if after is None or (_beyond_records(app, after) and not include_set_aside):
                 return pruned
 
 
@@ -395,7 +427,10 @@ def _checked_prune(keep_last: int | None, older_than: dt.timedelta | dt.datetime
     if older_than is None:
         return keep, None
     if isinstance(older_than, dt.timedelta):
-        older_than = dt.datetime.now(dt.timezone.utc) - older_than
+        try:
+            older_than = dt.datetime.now(dt.timezone.utc) - older_than
+        except OverflowError as error:
+            raise OptionError(f"older_than={older_than!r} is before all time") from error
     if not isinstance(older_than, dt.datetime) or older_than.tzinfo is None:
         raise OptionError(f"older_than must be a timedelta or a datetime with a time zone, not {older_than!r}")
     return keep, older_than.astimezone(dt.timezone.utc).isoformat(timespec="microseconds")
@@ -406,9 +441,10 @@ def _beyond_records(app: str, key: str) -> bool:
     return key[len(app) : len(app) + 1] > "9"
 
 
-def _newest_first_name() -> str:
+def _set_aside_folder(app: str) -> str:
+    """A new folder for what one rewind sets aside; the newest sorts first."""
     now = dt.datetime.now(dt.timezone.utc).timestamp()
-    return f"{keys.MAX_SEQUENCE_ID - int(now * 1e6):019d}-{uuid.uuid4().hex[:8]}"
+    return f"{app}{keys.SET_ASIDE}{keys.MAX_SEQUENCE_ID - int(now * 1e6):019d}-{uuid.uuid4().hex[:8]}/"
 
 
 def _warn_foreign(key: str) -> None:

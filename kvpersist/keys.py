@@ -107,18 +107,13 @@ def decode(segment: str) -> str | None:
 
 def partition_prefix(namespace: str, partition_key: str | None) -> str:
     """What every key of a partition starts with."""
-    if partition_key is not None and not isinstance(partition_key, str):
-        raise InvalidIdError(f"the partition key must be a str or None, not {_described(partition_key)}")
-    return _joined(namespace, partition_key)
+    return _joined(namespace, None if partition_key is None else _text(partition_key, "partition key"))
 
 
 def app_prefix(namespace: str, partition_key: str | None, app_id: str) -> str:
     """What every key of an app starts with."""
-    if partition_key is not None and not isinstance(partition_key, str):
-        raise InvalidIdError(f"the partition key must be a str or None, not {_described(partition_key)}")
-    if not isinstance(app_id, str):
-        raise InvalidIdError(f"the app id must be a str, not {_described(app_id)}")
-    return _joined(namespace, partition_key, app_id)
+    partition_key = None if partition_key is None else _text(partition_key, "partition key")
+    return _joined(namespace, partition_key, _text(app_id, "app id"))
 
 
 @lru_cache(maxsize=4096)
@@ -137,9 +132,7 @@ def sequence_name(sequence_id: int) -> str:
 
 def record_name(sequence_id: int, position: str) -> str:
     """The last segment of a record's key."""
-    if not isinstance(position, str):
-        raise InvalidIdError(f"the position must be a str, not {_described(position)}")
-    return sequence_name(sequence_id) + encode(position)
+    return sequence_name(sequence_id) + encode(_text(position, "position"))
 
 
 def record_key(namespace: str, record: RecordId) -> str:
@@ -187,16 +180,17 @@ def ids_of(app: str) -> tuple[str | None, str]:
 
 
 def check(key: str) -> None:
-    """Raise `InvalidKeyError` unless every store can hold this key.
+    """Raise `InvalidKeyError` unless this is a key.
 
-    Keys are segments of ``a-z 0-9 - _ . = !`` joined by ``/``; none is empty or starts with a dot.
+    Keys are segments of ``a-z 0-9 - _ . = !`` joined by ``/``; none is empty, or starts or ends with a dot.
+    How long a key may be is the store's to say.
     """
     if not isinstance(key, str):
         raise InvalidKeyError(f"a key must be a str, not {_described(key)}")
-    if not _KEY(key) or "/." in key or key.endswith("/"):
+    if not _KEY(key) or "/." in key or "./" in key or key.endswith(("/", ".")):
         raise InvalidKeyError(
             f"{key!r} is not a key: keys are segments of a-z 0-9 - _ . = ! joined by '/', "
-            "and none is empty or starts with a dot"
+            "and none is empty, or starts or ends with a dot"
         )
 
 
@@ -218,6 +212,15 @@ def scan_range(prefix: str, after: str | None, *, children: bool) -> tuple[str, 
     else:
         start = after + " "  # a space sorts before all that a key can hold
     return start, prefix_end(prefix)
+
+
+def _text(value: str, what: str) -> str:
+    """An id as plain text: a member of a ``str`` enum would be formatted as its name."""
+    if type(value) is str:
+        return value
+    if not isinstance(value, str):
+        raise InvalidIdError(f"the {what} must be a str, not {_described(value)}")
+    return str.__str__(value)
 
 
 def _described(value: object) -> str:

@@ -21,7 +21,7 @@ from .history import ALL, All, History, OnConflict, Record
 from .records import Header, Status
 from .serde import Serde
 from .steps import arun, run
-from .urls import backend_of_client, open_backend, redacted
+from .urls import backend_of_client, open_backend, redacted, split_query
 
 Self = TypeVar("Self", bound="_Face")
 
@@ -50,34 +50,43 @@ class _Face(BaseCopyable):
         cls: type[Self],
         url: str,
         *,
-        namespace: str = "kvpersist",
+        namespace: str | None = None,
         serde_kwargs: Mapping[str, Any] | None = None,
-        on_conflict: OnConflict = "error",
+        on_conflict: OnConflict | None = None,
         **options: Any,
     ) -> Self:
         """A persister on the store that a URL names.
 
         Args:
-            url: such as ``sqlite:///var/lib/app/state.db``, ``file://./state`` or ``memory://``.
-            namespace: what sets these records apart from others in the same store.
+            url: such as ``sqlite:///var/lib/app/state.db``, ``file://./state`` or ``memory://``.  Options may
+                stand in its query as well, where an argument wins.
+            namespace: what sets these records apart from others in the same store; ``"kvpersist"`` where none
+                is given.
             serde_kwargs: the serializer's options; what kvpersist does not know is passed on to the
                 functions registered with Burr's serde.
             on_conflict: what to do when a record exists with other content: ``"error"`` raises
-                `ConflictError`, ``"overwrite"`` lets the last writer win, ``"rewind"`` sets aside the old
-                record and all later ones.
+                `ConflictError` and is the default, ``"overwrite"`` lets the last writer win, ``"rewind"`` sets
+                aside the old record and all later ones.
             options: the backend's own.
 
         Raises:
             OptionError: for a URL or an option that means nothing.
             MissingExtraError: where the store's driver is not installed.
         """
+        base, query = split_query(url)
+        settings: dict[str, Any] = {"namespace": "kvpersist", "on_conflict": "error"}
+        for name, argument in (("namespace", namespace), ("on_conflict", on_conflict)):
+            in_url = query.pop(name, None)
+            if argument is not None or in_url is not None:
+                settings[name] = in_url if argument is None else argument
         backend = open_backend(
-            url,
+            base,
             asynchronous=cls._asynchronous,
             options=options,
+            query=query,
             known=("namespace", "serde_kwargs", "on_conflict"),
         )
-        return _made(cls, backend, {"namespace": namespace, "serde_kwargs": serde_kwargs, "on_conflict": on_conflict})
+        return _made(cls, backend, {"serde_kwargs": serde_kwargs, **settings})
 
     @classmethod
     def from_client(
@@ -114,9 +123,10 @@ class _Face(BaseCopyable):
 
         Cleaning up a copy leaves the connection to the original.
         """
-        twin = _made(type(self), self._history.backend, self._settings())
+        twin = _made(type(self), self._open_history.backend, self._settings())
         twin.__dict__.update(self._attributes())
         twin._is_copy = True
+        twin._history.share_memory(self._history)
         return twin
 
     def set_serde_kwargs(self, serde_kwargs: Mapping[str, Any] | None) -> None:
@@ -200,7 +210,7 @@ class Persister(_Face, BaseStatePersister):
     ) -> None:
         """Store the state after a step.
 
-        Saving the same again is no error, and a failed record gives way to a completed one.
+        Saving the same again is no error, and a failed record gives way to the next try.
 
         Raises:
             ConflictError: the record exists with other content, and `on_conflict` is ``"error"``.
@@ -254,7 +264,11 @@ class Persister(_Face, BaseStatePersister):
                 return
 
     def rewind(self, partition_key: str | None, app_id: str, sequence_id: int) -> int:
-        """Go back: set aside all records newer than a sequence id; returns how many there were."""
+        """Go back to a sequence id: set aside all newer records; returns how many there were.
+
+        Raises:
+            InvalidIdError: there is no record to go back to; nothing was changed.
+        """
         return run(self._open_history.rewind(partition_key, app_id, sequence_id))
 
     def delete_app(self, partition_key: str | None, app_id: str) -> int:
@@ -268,6 +282,7 @@ class Persister(_Face, BaseStatePersister):
         *,
         keep_last: int | None = None,
         older_than: dt.timedelta | dt.datetime | None = None,
+        include_set_aside: bool = False,
     ) -> int:
         """Remove old records of an app, a partition or (by default) the whole namespace.
 
@@ -275,11 +290,20 @@ class Persister(_Face, BaseStatePersister):
             keep_last: how many completed records of each app stay, the newest, with the failed ones among
                 them; 1 if only `older_than` is given, so that every app can still be resumed.
             older_than: an age, or a time with a time zone; younger records stay.
+            include_set_aside: prune also what rewinds set aside, all of it or what is older.
 
         Returns:
             How many records were removed.
         """
-        return run(self._open_history.prune(partition_key, app_id, keep_last=keep_last, older_than=older_than))
+        return run(
+            self._open_history.prune(
+                partition_key,
+                app_id,
+                keep_last=keep_last,
+                older_than=older_than,
+                include_set_aside=include_set_aside,
+            )
+        )
 
     def cleanup(self) -> None:
         """Close the connection.  A persister that was cleaned up raises `ClosedError` when used."""
@@ -379,9 +403,18 @@ class AsyncPersister(_Face, AsyncBaseStatePersister):
         *,
         keep_last: int | None = None,
         older_than: dt.timedelta | dt.datetime | None = None,
+        include_set_aside: bool = False,
     ) -> int:
         """See `Persister.prune`."""
-        return await arun(self._open_history.prune(partition_key, app_id, keep_last=keep_last, older_than=older_than))
+        return await arun(
+            self._open_history.prune(
+                partition_key,
+                app_id,
+                keep_last=keep_last,
+                older_than=older_than,
+                include_set_aside=include_set_aside,
+            )
+        )
 
     async def cleanup(self) -> None:
         """See `Persister.cleanup`."""

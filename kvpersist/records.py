@@ -36,7 +36,12 @@ _SIGNATURE = re.compile(rb',"signature":"([0-9a-f]{64})"$').search
 _SIGNATURE_LENGTH = len(',"signature":""') + 64
 
 _TEXT = ("app_id", "position", "status", "created_at", "serializer", "version")
-_OPTIONAL_TEXT = ("compression", "python", "encryption", "nonce", "key_id", "wrapped_key", "signing", "signing_key_id")
+_OPTIONAL_TEXT = (
+    *("partition_key", "compression", "python", "encryption", "nonce", "key_id", "wrapped_key"),
+    *("signing", "signing_key_id"),
+)
+_FIELDS = (*_TEXT, *_OPTIONAL_TEXT, "sequence_id", "uncompressed_size")
+_STR, _STR_OR_NONE = frozenset((str,)), frozenset((str, type(None)))
 
 
 @dataclass(frozen=True)
@@ -151,23 +156,15 @@ def _header(head: bytes, key: str, signature: str | None, size: int) -> Header:
             f"{key}: the record has format {fields['kvpersist']!r}, and this version of kvpersist "
             f"knows format {FORMAT}; upgrade kvpersist to read it"
         )
-    partition_key, sequence_id = fields.get("partition_key", 0), fields.get("sequence_id")
-    uncompressed_size = fields.get("uncompressed_size")
+    known: dict[str, Any] = {name: fields.get(name) for name in _FIELDS}
+    sequence_id, uncompressed_size = known["sequence_id"], known["uncompressed_size"]
     if (
-        not all(type(fields.get(name)) is str for name in _TEXT)
-        or not all(type(fields.get(name, "")) is str for name in _OPTIONAL_TEXT)
-        or not (partition_key is None or type(partition_key) is str)
+        not _STR.issuperset(map(type, map(fields.get, _TEXT)))
+        or not _STR_OR_NONE.issuperset(map(type, map(fields.get, _OPTIONAL_TEXT)))
+        or "partition_key" not in fields
         or not (type(sequence_id) is int and 0 <= sequence_id <= MAX_SEQUENCE_ID)
         or fields["status"] not in STATUSES
         or not (uncompressed_size is None or (type(uncompressed_size) is int and uncompressed_size >= 0))
     ):
         raise CorruptRecordError(f"{key}: the record's header lacks a field, or has one of another type")
-    known: dict[str, Any] = {name: fields.get(name) for name in (*_TEXT, *_OPTIONAL_TEXT)}
-    return Header(
-        partition_key=partition_key,
-        sequence_id=sequence_id,
-        size=size,
-        uncompressed_size=uncompressed_size,
-        signature=signature,
-        **known,
-    )
+    return Header(**known, size=size, signature=signature)

@@ -95,6 +95,10 @@ async def _gather(group: Group[T]) -> list[T]:
     tasks = [asyncio.ensure_future(in_slot(body)) for body in group.bodies]
     try:
         return await asyncio.gather(*tasks)
+    except GeneratorExit:  # this coroutine was closed: it may not wait any more
+        for task in tasks:
+            task.cancel()
+        raise
     except BaseException:
         for task in tasks:
             task.cancel()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
 from . import keys
-from .backends import Backend, Mode, Page
+from .backends import PAGE, Backend, Mode, Page
 from .errors import ClosedError, OptionError
 from .steps import Step, arun, run
 from .urls import backend_of_client, open_backend, redacted
@@ -52,9 +52,9 @@ class _StoreFace:
             raise OptionError(f"the mode must be 'overwrite' or 'create', not {mode!r}")
         return self.backend.put(key, _checked_value(value), mode)
 
-    def _replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
+    def _replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
         keys.check(key)
-        return self.backend.replace(key, _checked_value(old), _checked_value(new))
+        return self.backend.replace(key, _checked_value(old), None if new is None else _checked_value(new))
 
     def _scan(
         self, prefix: str, after: str | None, limit: int | None, values: bool, delimiter: Literal["/"] | None
@@ -65,7 +65,8 @@ class _StoreFace:
             raise OptionError(f"the delimiter can only be '/', not {delimiter!r}")
         for text in (prefix, after):
             if text:
-                keys.check(text.removesuffix("/"))
+                keys.check(text + "x")  # what a key can start with
+        limit = None if limit is None else min(limit, PAGE)
         return self.backend.scan(prefix, after=after, limit=limit, values=values, delimiter=delimiter)
 
     def _delete(self, keys_: Iterable[str]) -> Step[None]:
@@ -93,8 +94,11 @@ class Store(_StoreFace):
         """Store a value; ``"create"`` only where the key is absent.  Returns whether it was stored."""
         return run(self._put(key, value, mode))
 
-    def replace(self, key: str, old: bytes, new: bytes) -> bool:
-        """Store `new` only where the value is still `old`, atomically.  Returns whether it was stored."""
+    def replace(self, key: str, old: bytes, new: bytes | None) -> bool:
+        """Store `new` only where the value is still `old`, atomically; None removes the key.
+
+        Returns whether the value was still `old`.
+        """
         return run(self._replace(key, old, new))
 
     def scan(
@@ -138,7 +142,7 @@ class AsyncStore(_StoreFace):
         """See `Store.put`."""
         return await arun(self._put(key, value, mode))
 
-    async def replace(self, key: str, old: bytes, new: bytes) -> bool:
+    async def replace(self, key: str, old: bytes, new: bytes | None) -> bool:
         """See `Store.replace`."""
         return await arun(self._replace(key, old, new))
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-import re
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .errors import KvpersistError, MissingExtraError, OptionError
@@ -23,32 +22,38 @@ from .errors import KvpersistError, MissingExtraError, OptionError
 if TYPE_CHECKING:
     from .backends import Backend
 
-_SECRET = re.compile(r"pass|secret|token|key|sig|credential", re.IGNORECASE)
 
-
-def open_backend(url: str, *, asynchronous: bool, options: dict[str, Any], known: Iterable[str] = ()) -> Backend:
+def open_backend(
+    url: str,
+    *,
+    asynchronous: bool,
+    options: dict[str, Any],
+    query: dict[str, str] | None = None,
+    known: Iterable[str] = (),
+) -> Backend:
     """The backend for a URL, not yet connected.
 
     Args:
+        query: the options in the URL's query, where it was split off already.
         known: options that are not the backend's but could have been meant, for the error's sake.
 
     Raises:
         OptionError: for a scheme or an option that does not exist; it names those that do.
         MissingExtraError: where the backend's driver is not installed.
     """
-    if not isinstance(url, str):
-        raise OptionError(f"the URL must be a str, not {type(url).__name__}")
-    parts = urlsplit(url)
-    if not parts.scheme:
+    if query is None:
+        url, query = split_query(url)
+    scheme = urlsplit(url).scheme
+    if not scheme:
         raise OptionError(f"{redacted(url)!r} has no scheme; known are {_listed(_backends())}")
-    kind = _backend(parts.scheme)
+    kind = _backend(scheme)
     parameters = _options_of(kind)
-    given = {**dict(parse_qsl(parts.query, keep_blank_values=True)), **options}
-    _check_names(kind, given, parts.scheme, known)
+    given = {**query, **options}
+    _check_names(kind, given, scheme, known)
     for name, value in given.items():
-        if isinstance(value, str) and name not in options:
-            given[name] = _parsed(name, value, parameters.get(name, str))
-    return kind(url.partition("?")[0], asynchronous=asynchronous, **given)
+        if name in parameters:
+            given[name] = _checked(name, value, parameters[name], in_url=name not in options)
+    return kind(url, asynchronous=asynchronous, **given)
 
 
 def backend_of_client(
@@ -82,14 +87,35 @@ def check_options(given: Iterable[str], known: Iterable[str], what: str) -> None
             raise OptionError(_unknown_option(name, what, known))
 
 
+def split_query(url: str) -> tuple[str, dict[str, str]]:
+    """A URL without its query, and the options in the query."""
+    if not isinstance(url, str):
+        raise OptionError(f"the URL must be a str, not {type(url).__name__}")
+    if "#" in url or any(character < " " for character in url):
+        raise OptionError(f"{redacted(url)!r}: a '#' must be written %23, and control characters are not allowed")
+    try:
+        parts = urlsplit(url)
+        url.encode()
+    except ValueError as error:
+        raise OptionError(f"{redacted(url)!r} is not a URL: {type(error).__name__}") from None
+    return url.partition("?")[0], dict(parse_qsl(parts.query, keep_blank_values=True))
+
+
 def redacted(url: str) -> str:
-    """A URL without its secrets: no password, no value in the query that looks like one."""
-    base, mark, query = url.partition("?")
-    shown = [
-        f"{name}=***" if _SECRET.search(name) else f"{name}{equals}{value}"
-        for name, equals, value in (pair.partition("=") for pair in query.split("&"))
-    ]
-    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", base) + mark + "&".join(shown)
+    """A URL without what may be a secret: all before the host, the values in the query, the fragment.
+
+    A password may hold characters that should have been encoded, so whatever is before the last ``@``
+    is taken for one.
+    """
+    head, mark, rest = url.partition("://")
+    if not mark:
+        head, mark, rest = url.partition(":")
+    if "@" in rest and not rest.startswith("/"):  # ":///" has no place for a password
+        rest = "***@" + rest.rpartition("@")[2]
+    rest, fragment, _ = rest.partition("#")
+    rest, question, query = rest.partition("?")
+    names = [f"{pair.partition('=')[0]}=***" for pair in query.split("&") if pair]
+    return f"{head}{mark}{rest}{question}{'&'.join(names)}{fragment and '#***'}"
 
 
 def local_path(url: str) -> Path:
@@ -99,18 +125,17 @@ def local_path(url: str) -> Path:
     folder and ``file://~/x`` to the home folder.
     """
     parts = urlsplit(url)
-    path = unquote(parts.path)
-    if "\0" in path or "#" in url:
-        raise OptionError(f"{url!r}: a path cannot hold a NUL, and its '#' must be written %23")
+    path, shown = unquote(parts.path), redacted(url)
+    if "\0" in path:
+        raise OptionError(f"{shown!r}: a path cannot hold a NUL")
     if parts.netloc in (".", "..", "~"):
         return Path(os.path.abspath(os.path.expanduser(parts.netloc + path)))
     if parts.netloc not in ("", "localhost"):
         raise OptionError(
-            f"{url!r} names the host {parts.netloc!r}; write {parts.scheme}:///absolute/path "
-            f"or {parts.scheme}://./relative/path"
+            f"{shown!r} names a host; write {parts.scheme}:///absolute/path or {parts.scheme}://./relative/path"
         )
     if not path:
-        raise OptionError(f"{url!r} names no path; write {parts.scheme}:///absolute/path")
+        raise OptionError(f"{shown!r} names no path; write {parts.scheme}:///absolute/path")
     if path.startswith("/"):
         path = path.lstrip("/") if os.name == "nt" else "/" + path.lstrip("/")
     return Path(os.path.abspath(path))
@@ -156,14 +181,24 @@ def _options_of(kind: type[Backend]) -> dict[str, Any]:
     }
 
 
-def _parsed(name: str, text: str, kind: Any) -> Any:
-    """An option's value from the text of a URL's query."""
-    try:
-        if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        return kind(text) if kind in (int, float) else text
-    except (KeyError, ValueError) as error:
-        raise OptionError(f"the option {name}={text!r} in the URL is no {kind.__name__}") from error
+_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def _checked(name: str, value: Any, hint: Any, *, in_url: bool) -> Any:
+    """An option's value, made of text where it comes from a URL, if it is of the type the backend asks for."""
+    kinds = [each for each in (bool, int, float, str) if each in (hint, *get_args(hint))]
+    if not kinds or (value is None and type(None) in get_args(hint)):
+        return value
+    if in_url:
+        for kind in kinds:
+            try:
+                return _WORDS[value.lower()] if kind is bool else kind(value)
+            except (KeyError, ValueError):
+                continue
+    elif type(value) in kinds or (float in kinds and type(value) is int):
+        return value
+    names = " or ".join(kind.__name__ for kind in kinds)
+    raise OptionError(f"the option {name}={value!r} must be a {names}")
 
 
 def _unknown_option(name: str, what: str, known: Iterable[str]) -> str:

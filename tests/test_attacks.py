@@ -190,6 +190,11 @@ def test_a_class_path_to_something_else(tag: str, tmp_path: Path, monkeypatch: p
         with pytest.raises(DeserializationError):
             opened(forged(stored({}), payload))
     assert "evil" not in sys.modules
+    # A class that an allowed module has only imported is not its own.
+    for name in ("serializer_table:Document", "serializer_table:enum.Enum", "serializer_table:threading.Thread"):
+        payload = orjson.dumps({"a": {"$kv": tag, "class": name, "value": {}, "set": []}})
+        with pytest.raises(DeserializationError, match="which this reader does not allow"):
+            opened(forged(stored({}), payload), classes=["serializer_table"])
     # An allowed module's class of another kind is not one either.
     payload = orjson.dumps({"a": {"$kv": tag, "class": "serializer_table:Slotted", "value": {}, "set": []}})
     with pytest.raises(DeserializationError, match=f"Slotted is not a {tag}"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from burr.core import State
 
-from kvpersist import InvalidKeyError, Persister, Store, StoreError
+from kvpersist import AsyncStore, InvalidKeyError, Persister, Store, StoreError
 from kvpersist.backends import file as module
 from kvpersist.testing import Face
 
@@ -119,6 +121,94 @@ def test_durable_writes_sync_the_file_before_its_name_and_then_the_folder(
     store.put("a/d", b"1", mode="create")
     store.put("a/d", b"2")
     assert log == ["link", "rename"]
+
+
+def test_what_a_first_try_left_is_synced_before_a_retry_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record, and folders, of a process that was killed before it could sync them."""
+    path = tmp_path / "state" / "kvpersist" / "p" / "a"
+    with Persister.from_url(f"file://{tmp_path}/state") as persister:
+        persister.save("p", "a", 1, "step", State({}), "completed")
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def logged(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", logged)
+    with Persister.from_url(f"file://{tmp_path}/state") as persister:
+        persister.save("p", "a", 1, "step", State({}), "completed")
+    folders = [str(path), str(path.parent), str(path.parent.parent), str(tmp_path / "state")]
+    assert [each for each in synced if each in folders] == folders
+    assert any(each.endswith("+") for each in synced)
+
+
+def test_folders_are_synced_into_their_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    synced: list[str] = []
+    mkdir, fsync = os.mkdir, os.fsync
+
+    def logged_mkdir(path: str) -> None:
+        mkdir(path)
+        made.append(path)
+
+    def logged_fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "mkdir", logged_mkdir)
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    with Persister.from_url(f"file://{tmp_path}/one/state") as persister:
+        persister.save("p", "a", 1, "step", State({}), "completed")
+    assert len(made) == 2 + 1 + 3 + 4
+    assert {os.path.dirname(each) for each in made} <= set(synced)
+
+
+def test_a_cancelled_save_is_over_when_its_task_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def slow(*paths: str) -> None:
+        time.sleep(0.2)
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", slow)
+
+    async def main() -> None:
+        store = AsyncStore.from_url(f"file://{tmp_path}?durable=no")
+        task = asyncio.create_task(store.put("a", b"1", mode="create"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (tmp_path / "a").exists()
+
+    asyncio.run(main())
+
+
+def test_what_others_put_there_is_left_alone(tmp_path: Path) -> None:
+    store = Store.from_url(f"file://{tmp_path}")
+    store.put("a/b", b"1")
+    for name in ("README.md", ".hidden", "a/Notes.txt", "a/two words"):
+        (tmp_path / name).write_text("mine")
+    assert store.scan().entries == [("a/b", None)]
+    store.delete(["a/b"])
+    assert (tmp_path / "a" / "Notes.txt").exists()
+
+
+def test_a_root_that_is_removed_is_made_again(tmp_path: Path) -> None:
+    store = Store.from_url(f"file://{tmp_path}/state")
+    store.put("a", b"1")
+    shutil.rmtree(tmp_path / "state")
+    store.put("a", b"2")
+    assert store.get("a") == b"2"
+
+
+def test_a_link_to_nowhere_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "kvpersist").symlink_to("/nowhere/at/all")
+    with pytest.raises(StoreError, match="a link to somewhere that is not there"):
+        Persister.from_url(f"file://{tmp_path}?durable=no").save("p", "a", 1, "step", State({}), "completed")
 
 
 def test_names_that_are_too_long_are_refused_before_anything_is_written(face: Face, tmp_path: Path) -> None:

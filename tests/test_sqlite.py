@@ -39,11 +39,13 @@ def statements_of(face: Face, persister: Any) -> list[str]:
     if face.asynchronous:
 
         async def trace() -> None:
-            await (await arun(clients.get())).set_trace_callback(seen.append)
+            for connection in await arun(clients.get()):
+                await connection.set_trace_callback(seen.append)
 
         face.loop.run_until_complete(trace())
     else:
-        run(clients.get())._connection.set_trace_callback(seen.append)
+        for connection in run(clients.get()):
+            connection._connection.set_trace_callback(seen.append)
     return seen
 
 
@@ -80,11 +82,11 @@ def fill(persister: Any, depth: int) -> None:
 def test_the_list_of_apps_does_not_walk_their_steps(path: Path) -> None:
     with Persister.from_url(f"sqlite://{path}?durable=no") as persister:
         persister.initialize()
-        connection = run(persister._history.backend._clients.get())._connection
+        client = run(persister._history.backend._clients.get())
         rows = ((f"kvpersist/p/app{app}/{step:05d}", b"x") for app in range(20) for step in range(5000))
-        connection.executemany("INSERT INTO kvpersist VALUES (?, ?)", rows)
+        client.writer._connection.executemany("INSERT INTO kvpersist VALUES (?, ?)", rows)
         ticks = []
-        connection.set_progress_handler(lambda: ticks.append(1), 100)
+        client.reader._connection.set_progress_handler(lambda: ticks.append(1), 100)
         assert len(persister.list_app_ids("p")) == 20
         # Virtual machine instructions, in hundreds: some for each app, none for each of the 100,000 steps.
         assert len(ticks) < 100
@@ -107,6 +109,36 @@ def test_a_writer_in_another_process_is_waited_for(path: Path) -> None:
     other.close()
 
 
+def test_a_load_does_not_wait_for_a_save_that_waits(path: Path) -> None:
+    with Persister.from_url(f"sqlite://{path}") as persister:
+        persister.save("p", "a", 1, "step", State({}), "completed")
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        saver = threading.Thread(target=persister.save, args=("p", "a", 2, "step", State({}), "completed"))
+        saver.start()
+        for _ in range(20):
+            assert persister.load("p", "a")["sequence_id"] == 1
+        assert saver.is_alive()
+        other.execute("COMMIT")
+        other.close()
+        saver.join()
+        assert persister.load("p", "a")["sequence_id"] == 2
+
+
+def test_a_failed_start_leaves_no_thread_that_complains(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, sys; from kvpersist import AsyncPersister, StoreError\n"
+        "for _ in range(20):\n"
+        "    try: asyncio.run(AsyncPersister.from_url(sys.argv[1]).initialize())\n"
+        "    except StoreError: print('refused')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, f"sqlite://{tmp_path}"], check=True, capture_output=True, text=True
+    )
+    assert result.stdout == "refused\n" * 20
+    assert result.stderr == ""
+
+
 def test_what_is_no_database_of_ours(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("these are my notes, not a database" * 40)
@@ -119,8 +151,10 @@ def test_what_is_no_database_of_ours(tmp_path: Path) -> None:
     with sqlite3.connect(foreign) as connection:
         connection.execute("CREATE TABLE kvpersist (id INTEGER, name TEXT)")
     connection.close()
+    before = foreign.read_bytes()
     with pytest.raises(StoreError, match="not one of kvpersist's; choose another"):
         Persister.from_url(f"sqlite://{foreign}").initialize()
+    assert foreign.read_bytes() == before
     with Persister.from_url(f"sqlite://{foreign}", table="mine") as persister:
         assert persister.is_initialized()
     with pytest.raises(StoreError, match="cannot be opened"):
@@ -151,8 +185,9 @@ def test_it_is_wal_and_durable_unless_told_otherwise(path: Path) -> None:
         with Persister.from_url(url) as persister:
             persister.initialize()
             client = run(persister._history.backend._clients.get())
-            assert client.execute_fetchall("PRAGMA journal_mode") == [("wal",)]
-            assert client.execute_fetchall("PRAGMA synchronous") == [(synchronous,)]
+            assert client.writer.execute_fetchall("PRAGMA journal_mode") == [("wal",)]
+            assert client.writer.execute_fetchall("PRAGMA synchronous") == [(synchronous,)]
+            assert client.reader.execute_fetchall("PRAGMA query_only") == [(1,)]
 
 
 def test_many_may_make_the_database_at_once(tmp_path: Path) -> None:

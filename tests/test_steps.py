@@ -168,6 +168,26 @@ def test_a_coroutine_that_is_dropped_closes_its_body() -> None:
     assert closed == [True]
 
 
+def test_a_coroutine_that_is_dropped_in_a_group_closes_its_bodies() -> None:
+    closed = []
+
+    def slow() -> Step[None]:
+        try:
+            yield asyncio.sleep(60)
+        finally:
+            closed.append(True)
+
+    async def main() -> None:
+        coroutine = arun(gather([slow(), slow()]))
+        coroutine.send(None)
+        await asyncio.sleep(0)
+        coroutine.close()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert closed == [True, True]
+
+
 # Clients
 
 
@@ -237,6 +257,21 @@ def test_tasks_of_a_loop_share_one_client_and_loops_do_not() -> None:
     asyncio.run(closing())
     assert log.abandoned == ["client 0", "client 1"]
     assert log.disconnected == ["client 2"]
+
+
+def test_closing_lets_go_of_the_clients_of_other_loops() -> None:
+    log = Log()
+    clients = log.clients(asynchronous=True)
+    other = asyncio.new_event_loop()
+    other.run_until_complete(arun(clients.get()))
+
+    async def main() -> None:
+        await arun(clients.get())
+        await arun(clients.close())
+
+    asyncio.run(main())
+    assert (log.abandoned, log.disconnected) == (["client 0"], ["client 1"])
+    other.close()
 
 
 def test_a_cancelled_waiter_leaves_the_client_to_the_others() -> None:

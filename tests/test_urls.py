@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -25,12 +26,22 @@ from kvpersist.backends.memory import MemoryBackend
         ("file:///tmp/x", {"durabel": True}, "file has no option 'durabel'; did you mean 'durable'"),
         ("sqlite:///tmp/x.db?tabel=x", {}, "did you mean 'table'"),
         ("memory://", {"qqq": 1}, "memory has no option 'qqq'; known are"),
-        ("file:///tmp/x?durable=maybe", {}, "durable='maybe' in the URL is no bool"),
-        ("sqlite:///tmp/x.db?busy_timeout=soon", {}, "busy_timeout='soon' in the URL is no float"),
-        ("file://host/x", {}, "names the host 'host'"),
+        ("file:///tmp/x?durable=maybe", {}, "durable='maybe' must be a bool"),
+        ("sqlite:///tmp/x.db?busy_timeout=soon", {}, "busy_timeout='soon' must be a float"),
+        ("file://host/x", {}, "names a host"),
         ("file://", {}, "names no path"),
         ("file:///tmp/a#b", {}, "must be written %23"),
         ("memory://x/y", {}, "a memory store has a name and no path"),
+        ("file:///", {}, "is the root of the disk"),
+        ("sqlite:///tmp/x.db?table=a#b", {}, "must be written %23"),
+        ("file:///tmp/a\nb", {}, "control characters"),
+        ("sqlite://[x/y.db", {}, "is not a URL"),
+        ("file:///tmp/\ud800", {}, "is not a URL"),
+        ("file:///tmp/x", {"durable": "no"}, "durable='no' must be a bool"),
+        ("sqlite:///tmp/x.db", {"table": 3}, "table=3 must be a str"),
+        ("sqlite:///tmp/x.db", {"busy_timeout": "5"}, "busy_timeout='5' must be a float"),
+        ("sqlite:///tmp/x.db?busy_timeout=nan", {}, "from 0 to 1,000,000"),
+        ("sqlite:///tmp/x.db?busy_timeout=-1", {}, "from 0 to 1,000,000"),
     ],
 )
 def test_mistakes_are_told_before_anything_happens(face: Any, url: Any, options: Any, message: str) -> None:
@@ -43,7 +54,7 @@ def test_options_of_the_persister() -> None:
         Persister.from_url("memory://", on_conflicts="error")
     with pytest.raises(OptionError, match="one of error, overwrite, rewind, not 'merge'"):
         Persister.from_url("memory://", on_conflict="merge")  # type: ignore[arg-type]
-    for namespace in ("", None, 3):
+    for namespace in ("", 3):
         with pytest.raises(OptionError, match="namespace"):
             Persister.from_url("memory://", namespace=namespace)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="asynchronous=False"):
@@ -82,16 +93,60 @@ def test_paths_of_files(url: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("redis://user:pa:ss@host:6379/0", "redis://user:***@host:6379/0"),
-        ("redis://:p%40ss@host", "redis://:***@host"),
-        ("postgresql://u:p@ss@host/db", "postgresql://u:***@host/db"),
-        ("s3://bucket/prefix?secret=x&region=eu&api_key=y", "s3://bucket/prefix?secret=***&region=eu&api_key=***"),
+        ("redis://user:pa:ss@host:6379/0", "redis://***@host:6379/0"),
+        ("redis://:p%40ss@host", "redis://***@host"),
+        ("redis://user:pa/ss@host", "redis://***@host"),
+        ("redis://user:pa?ss@host", "redis://***@host"),
+        ("https://TOKEN@host", "https://***@host"),
+        ("redis:user:pw@host", "redis:***@host"),
+        ("redis://h/0#password=x", "redis://h/0#***"),
+        ("postgresql://u:p@ss@host/db", "postgresql://***@host/db"),
+        ("s3://bucket/prefix?secret=x&pwd=p&%70ass=y", "s3://bucket/prefix?secret=***&pwd=***&%70ass=***"),
+        ("x://h?user=a;password=x", "x://h?user=***"),
         ("file:///a/b@c:d", "file:///a/b@c:d"),
         ("memory://name", "memory://name"),
     ],
 )
 def test_secrets_are_not_shown(url: str, shown: str) -> None:
     assert urls.redacted(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite://admin:hunter2@dbhost/x.db", "nosuch://u:hunter2@h", "memory://u:hunter2@h/x", "x:u:hunter2@x"]
+)
+def test_no_error_shows_a_password(url: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        Store.from_url(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_no_repr_shows_a_password() -> None:
+    for face in (Persister, Store):
+        assert "hunter2" not in repr(face.from_url("memory://user:hunter2@host"))
+
+
+def test_options_of_the_persister_in_the_query() -> None:
+    persister = Persister.from_url("memory://?namespace=mine&on_conflict=rewind")
+    assert "namespace='mine', on_conflict='rewind'" in repr(persister)
+    persister = Persister.from_url("memory://?namespace=mine&on_conflict=rewind", on_conflict="error")
+    assert "namespace='mine', on_conflict='error'" in repr(persister)
+    with pytest.raises(OptionError, match="not 'maybe'"):
+        Persister.from_url("memory://?on_conflict=maybe")
+
+
+def test_a_relative_url_means_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    for url in ("sqlite://./a%20b.db", "file://./a%20b"):
+        monkeypatch.chdir(tmp_path / "one")
+        store = Store.from_url(url)
+        store.put("a", b"1")
+        monkeypatch.chdir(tmp_path / "two")
+        twin = Store(pickle.loads(pickle.dumps(store.backend)))
+        assert twin.get("a") == b"1"
+        store.close()
+        twin.close()
+    assert list((tmp_path / "two").iterdir()) == []
 
 
 def test_a_missing_driver_names_the_extra(tmp_path: Path) -> None:

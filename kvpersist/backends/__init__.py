@@ -13,7 +13,7 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from ..errors import ClosedError, OptionError, StoreError
@@ -76,8 +76,11 @@ class Backend(abc.ABC):
         """Store a value.  ``"create"`` stores it only where the key is absent and returns whether it did."""
 
     @abc.abstractmethod
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
-        """Store `new` only where the value is still `old`, in one atomic step; returns whether it did."""
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
+        """Store `new` only where the value is still `old`, in one atomic step; returns whether it did.
+
+        With None for `new` the key is removed.
+        """
 
     @abc.abstractmethod
     def scan(
@@ -123,13 +126,15 @@ def _rebuilt(kind: type[Backend], url: str, asynchronous: bool, options: dict[st
 
 
 C = TypeVar("C")
+T = TypeVar("T")
 
 
 class Clients(Generic[C]):
     """The client of a backend: one a process for the sync face, one an event loop for the async face.
 
     It is made when first asked for.  A client from before a fork is left alone, since its connection
-    is the parent's; one of a loop that has been closed is abandoned when the next one is made.
+    is the parent's; one of a loop that has been closed is abandoned when the next one is made, and those
+    of other loops when this is closed: `abandon` lets go of a client without its loop.
     """
 
     def __init__(
@@ -164,7 +169,7 @@ class Clients(Generic[C]):
         loop = asyncio.get_running_loop()
         task = self._tasks.get(loop)
         if task is None:
-            self._abandon_closed_loops()
+            self._abandon_others(lambda loop: loop.is_closed())
             task = self._tasks[loop] = loop.create_task(arun(self._connected(loop)))
         if not task.done():
             # Shielded: one task's cancellation must not take the client from others who wait for it.
@@ -193,14 +198,14 @@ class Clients(Generic[C]):
         if client is not None:
             yield from self._disconnect(client)
         if self._asynchronous:
-            self._abandon_closed_loops()
             task = self._tasks.pop(asyncio.get_running_loop(), None)
+            self._abandon_others(lambda loop: True)
             if task is not None:
                 yield from self._disconnect((yield task))
 
-    def _abandon_closed_loops(self) -> None:
+    def _abandon_others(self, of_loop: Callable[[asyncio.AbstractEventLoop], bool]) -> None:
         for loop, task in list(self._tasks.items()):
-            if loop.is_closed():
+            if of_loop(loop):
                 del self._tasks[loop]
                 if task.done() and not task.cancelled() and task.exception() is None:
                     self._abandon(task.result())
@@ -234,6 +239,21 @@ class GivenClient(Generic[C]):
         """From now on `get` raises `ClosedError`; the client stays as it is."""
         yield from ()
         self._closed = True
+
+
+async def to_the_end(awaitable: Awaitable[T]) -> T:
+    """Await work that a thread does, to its end even when the task is cancelled.
+
+    A cancelled save is then over when its task is, and no thread reports to a loop that is closed.
+    """
+    task = asyncio.ensure_future(awaitable)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen: nobody is left to be told
+        raise
 
 
 _all_clients: weakref.WeakSet[Clients[Any]] = weakref.WeakSet()

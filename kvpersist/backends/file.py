@@ -24,12 +24,13 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote
 
-from ..errors import InvalidKeyError, StoreError
+from ..errors import InvalidKeyError, OptionError, StoreError
 from ..keys import prefix_end, scan_range
 from ..steps import Step
-from ..urls import local_path
-from . import PAGE, Backend, Mode, Page
+from ..urls import local_path, redacted
+from . import PAGE, Backend, Mode, Page, to_the_end
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ _TEMPORARY = ".tmp"
 _LOCK = ".lock"
 _STALE = 3600.0  # seconds after which a temporary file has lost its writer
 _RECORD_NAME = re.compile(r"([0-9]{11})([0-9]{2})([0-9]{2})([0-9]{2})([0-9]{2}\..*)").fullmatch
+_NAME = re.compile(r"[a-z0-9!=_-][a-z0-9!=._-]*\+?").fullmatch
 _FAN = "+"  # ends the folders that stand for the digits of a name; no key holds it
 
 
@@ -54,9 +56,14 @@ class FileBackend(Backend):
 
     def __init__(self, url: str, *, asynchronous: bool = False, durable: bool = True) -> None:
         super().__init__(url, asynchronous=asynchronous, durable=durable)
-        self.root = str(local_path(url))
+        path = local_path(url)
+        if path == path.parent:
+            raise OptionError(f"{redacted(url)!r} is the root of the disk; name a folder")
+        self.root = str(path)
+        self.url = f"file://{quote(path.as_posix())}"  # means the same in another folder
         self._durable = durable
         self._opened = False
+        self._synced: set[str] = set()  # folders whose own names are known to be on the disk
 
     def open(self) -> Step[None]:
         yield from self._call(self._open)
@@ -73,7 +80,9 @@ class FileBackend(Backend):
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         return (yield from self._call(self._put, key, value, mode))
 
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
+        if new is None:
+            return (yield from self._call(self._remove, key, old))
         return (yield from self._call(self._replace, key, old, new))
 
     def scan(
@@ -93,7 +102,7 @@ class FileBackend(Backend):
     def _call(self, function: Callable[..., T], *args: Any) -> Step[T]:
         """Do blocking work: here for the sync face, in a thread for the async one."""
         try:
-            result: T = yield asyncio.to_thread(function, *args) if self.asynchronous else function(*args)
+            result: T = yield to_the_end(asyncio.to_thread(function, *args)) if self.asynchronous else function(*args)
         except OSError as error:
             if isinstance(error, StoreError):
                 raise
@@ -144,24 +153,37 @@ class FileBackend(Backend):
         with self._temporary_file(new) as temporary, self._locked():
             return self._read(key) == old and self._appear(os.replace, temporary, path)
 
-    def _delete(self, keys: list[str]) -> None:
-        folders = set()
+    def _remove(self, key: str, old: bytes) -> bool:
         with self._locked():
-            for key in keys:
-                path = self._path(key)
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if self._read(key) != old:
+                return False
+            self._unlink([key])
+            return True
+
+    def _delete(self, keys: list[str]) -> None:
+        if keys:
+            with self._locked():
+                self._unlink(keys)
+
+    def _unlink(self, keys: list[str]) -> None:
+        folders = set()
+        for key in keys:
+            path = self._path(key)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if not os.path.isdir(path):
                     os.unlink(path)
                     folders.add(os.path.dirname(path))
-            for folder in folders:
-                while folder != self.root:
-                    try:
-                        os.rmdir(folder)
-                    except FileNotFoundError:
-                        pass  # removed with a folder before
-                    except OSError:
-                        break  # not empty
-                    folder = os.path.dirname(folder)
-                self._sync_folder(folder)
+        for folder in folders:
+            while folder != self.root:
+                try:
+                    os.rmdir(folder)
+                except FileNotFoundError:
+                    pass  # removed with a folder before
+                except OSError:
+                    break  # not empty
+                self._synced.discard(folder)
+                folder = os.path.dirname(folder)
+            self._sync_folder(folder)
 
     def _scan(self, prefix: str, after: str | None, limit: int, values: bool, children: bool) -> Page:
         start, end = scan_range(prefix, after, children=children)
@@ -183,8 +205,8 @@ class FileBackend(Backend):
             with os.scandir(folder) as entries:
                 for entry in entries:
                     bound = base + entry.name
-                    if entry.name.startswith("."):
-                        continue
+                    if not _NAME(entry.name):
+                        continue  # not ours
                     if entry.name.endswith(_FAN):
                         bound = bound[:-1]
                     elif entry.is_dir():
@@ -216,7 +238,7 @@ class FileBackend(Backend):
     @contextlib.contextmanager
     def _temporary_file(self, value: bytes) -> Iterator[str]:
         """A synced file with this content, gone afterwards unless it was renamed."""
-        if not self._opened:
+        if not self._opened or not os.path.isdir(os.path.join(self.root, _TEMPORARY)):
             self._open()
         path = os.path.join(self.root, _TEMPORARY, uuid.uuid4().hex)
         try:
@@ -233,7 +255,7 @@ class FileBackend(Backend):
     def _appear(self, operation: Callable[[str, str], None], temporary: str, path: str) -> bool:
         """Link or rename a temporary file to its path; returns whether the path was free to take."""
         folder = os.path.dirname(path)
-        while True:
+        for _ in range(1000):
             try:
                 operation(temporary, path)
             except FileNotFoundError:
@@ -244,6 +266,8 @@ class FileBackend(Backend):
             except FileExistsError as error:
                 if os.path.isdir(path):
                     raise InvalidKeyError(f"{path} is a folder: a key cannot be the start of other keys") from error
+                # What is there may be the caller's own, from a try that was cut short before it was synced.
+                self._sync_up(folder)
                 return False
             except OSError as error:
                 if operation is os.link and error.errno in (errno.EPERM, errno.ENOTSUP):
@@ -253,8 +277,9 @@ class FileBackend(Backend):
                     ) from error
                 raise
             else:
-                self._sync_folder(folder)
+                self._sync_up(folder)
                 return True
+        raise StoreError(f"{folder} cannot be made: is a part of it a link to somewhere that is not there?")
 
     def _make_folder(self, folder: str) -> None:
         parent = os.path.dirname(folder)
@@ -268,7 +293,18 @@ class FileBackend(Backend):
             self._make_folder(parent)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder)
+        self._synced.discard(folder)  # if it was there before, it is another one now
         self._sync_folder(parent)
+
+    def _sync_up(self, folder: str) -> None:
+        """Sync a folder, and those above it that nobody here has synced yet, whoever made them."""
+        self._sync_folder(folder)
+        while folder not in self._synced and folder != self.root:
+            self._synced.add(folder)
+            folder = os.path.dirname(folder)
+            self._sync_folder(folder)
+        if len(self._synced) > 10_000:
+            self._synced.clear()
 
     def _sync_folder(self, folder: str) -> None:
         if not self._durable or os.name == "nt":  # Windows cannot open a folder

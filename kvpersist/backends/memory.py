@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from ..errors import OptionError, StoreError
 from ..keys import prefix_end, scan_range
 from ..steps import Step
+from ..urls import redacted
 from . import PAGE, Backend, Mode, Page
 
 
@@ -29,9 +30,22 @@ class _Space:
         self.keys: list[str] = []
         self.values: dict[str, bytes] = {}
 
+    def remove(self, key: str) -> None:
+        del self.values[key]
+        del self.keys[bisect_left(self.keys, key)]
+
 
 _spaces: weakref.WeakValueDictionary[str, _Space] = weakref.WeakValueDictionary()
 _named: dict[str, _Space] = {}
+
+
+def _after_fork() -> None:
+    for space in list(_spaces.values()):
+        space.lock = threading.Lock()  # a thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class MemoryBackend(Backend):
@@ -41,7 +55,7 @@ class MemoryBackend(Backend):
         super().__init__(url, asynchronous=asynchronous)
         parts = urlsplit(url)
         if parts.path not in ("", "/"):
-            raise OptionError(f"{url!r}: a memory store has a name and no path, as in memory://name")
+            raise OptionError(f"{redacted(url)!r}: a memory store has a name and no path, as in memory://name")
         self._name = parts.netloc or uuid.uuid4().hex
         self._space = _spaces.setdefault(self._name, _Space())
         if parts.netloc:
@@ -68,13 +82,16 @@ class MemoryBackend(Backend):
             space.values[key] = value
         return True
 
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
         yield from ()
         space = self._space
         with space.lock:
             if space.values.get(key) != old:
                 return False
-            space.values[key] = new
+            if new is None:
+                space.remove(key)
+            else:
+                space.values[key] = new
         return True
 
     def scan(
@@ -110,8 +127,8 @@ class MemoryBackend(Backend):
         space = self._space
         with space.lock:
             for key in keys:
-                if space.values.pop(key, None) is not None:
-                    del space.keys[bisect_left(space.keys, key)]
+                if key in space.values:
+                    space.remove(key)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reattached, (f"memory://{self._name}", self.asynchronous, os.getpid())

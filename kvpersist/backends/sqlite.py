@@ -12,15 +12,16 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 from ..errors import MissingExtraError, OptionError, StoreError, StoreUnavailableError
 from ..keys import scan_range
 from ..steps import Step
-from ..urls import check_options, local_path
-from . import PAGE, Backend, Clients, GivenClient, Mode, Page
+from ..urls import check_options, local_path, redacted
+from . import PAGE, Backend, Clients, GivenClient, Mode, Page, to_the_end
 
 
 class _Connection:
@@ -73,6 +74,16 @@ class _AsyncGiven:
             return rows
 
 
+class _Client(NamedTuple):
+    """Two connections, so that no reader waits for a writer that waits for another process."""
+
+    writer: Any
+    reader: Any
+
+
+_COLUMNS = [("key", "TEXT", 1), ("value", "BLOB", 0)]  # name, type, place in the primary key
+
+
 class SQLiteBackend(Backend):
     """A table of an SQLite database.
 
@@ -95,18 +106,21 @@ class SQLiteBackend(Backend):
     ) -> None:
         super().__init__(url, asynchronous=asynchronous, table=table, busy_timeout=busy_timeout, durable=durable)
         self.path = local_path(url)
+        self.url = f"sqlite://{quote(self.path.as_posix())}"  # means the same in another folder
         if self.path.name in ("", ":memory:") or self.path.parent == Path("/"):
             raise OptionError(
-                f"{url!r} names no database file; write sqlite:///absolute/path.db, "
-                "sqlite://./relative/path.db or, for a store in memory, memory://"
+                f"{redacted(url)!r} names no database file, or one at the root of the disk; write "
+                "sqlite:///absolute/path.db, sqlite://./relative/path.db or, for a store in memory, memory://"
             )
+        if not 0 <= busy_timeout <= 1_000_000:
+            raise OptionError(f"busy_timeout must be a number of seconds from 0 to 1,000,000, not {busy_timeout!r}")
         if not table or "\0" in table or table.lower().startswith("sqlite_"):
             raise OptionError(f"{table!r} cannot be the name of an SQLite table")
         self._busy_timeout = busy_timeout
         self._durable = durable
-        self._table_is_there = True  # once connected; a connection that was handed in has yet to be looked at
+        self._is_set_up = True  # once connected; a connection that was handed in has yet to be looked at
         self._table = name = '"' + table.replace('"', '""') + '"'
-        self._clients: Clients[Any] | GivenClient[Any] = Clients(
+        self._clients: Clients[_Client] | GivenClient[_Client] = Clients(
             asynchronous=asynchronous,
             connect=self._connect,
             disconnect=self._disconnect,
@@ -118,6 +132,7 @@ class SQLiteBackend(Backend):
             f"INSERT INTO {name} (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
         )
         self._replace = f"UPDATE {name} SET value = ? WHERE key = ? AND value = ? RETURNING 1"
+        self._remove = f"DELETE FROM {name} WHERE key = ? AND value = ? RETURNING 1"
         self._delete = f"DELETE FROM {name} WHERE key IN (SELECT value FROM json_each(?))"
         self._keys = f"SELECT key, NULL FROM {name} WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
         self._items = f"SELECT key, value FROM {name} WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
@@ -143,8 +158,7 @@ class SQLiteBackend(Backend):
 
         What is pending on the connection is committed, and its database keeps its journal mode.
         """
-        is_sync = isinstance(client, sqlite3.Connection)
-        if is_sync is asynchronous:
+        if isinstance(client, sqlite3.Connection) is asynchronous:
             raise OptionError(
                 f"this needs {'an async' if asynchronous else 'a sync'} client, a connection of "
                 f"{'aiosqlite' if asynchronous else 'sqlite3'}, not a "
@@ -153,28 +167,31 @@ class SQLiteBackend(Backend):
         check_options(options, ("table",), "a store made of a client")
         backend = cls("sqlite:///client/connection", asynchronous=asynchronous, **options)
         backend.url, backend.path = "sqlite://client", Path("the database of the connection")
-        backend._table_is_there = False
-        backend._clients = GivenClient(_AsyncGiven(client) if asynchronous else _Given(client))
+        backend._is_set_up = False
+        given: Any = _AsyncGiven(client) if asynchronous else _Given(client)
+        backend._clients = GivenClient(_Client(given, given))
         return backend
 
     def open(self) -> Step[None]:
-        yield from self._fetchall(self._get, ("",))
+        yield from self._read(self._get, ("",))
 
     def close(self) -> Step[None]:
         yield from self._clients.close()
 
     def get(self, key: str) -> Step[bytes | None]:
-        rows = yield from self._fetchall(self._get, (key,))
+        rows = yield from self._read(self._get, (key,))
         return rows[0][0] if rows else None
 
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         if mode == "overwrite":
-            yield from self._fetchall(self._overwrite, (key, value))
+            yield from self._write(self._overwrite, (key, value))
             return True
-        return bool((yield from self._fetchall(self._create, (key, value))))
+        return bool((yield from self._write(self._create, (key, value))))
 
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
-        return bool((yield from self._fetchall(self._replace, (new, key, old))))
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
+        if new is None:
+            return bool((yield from self._write(self._remove, (key, old))))
+        return bool((yield from self._write(self._replace, (new, key, old))))
 
     def scan(
         self,
@@ -189,22 +206,30 @@ class SQLiteBackend(Backend):
         start, end = scan_range(prefix, after, children=delimiter is not None)
         if delimiter:
             parameters = {"start": start, "end": end, "skip": len(prefix) + 1, "limit": limit}
-            rows = yield from self._fetchall(self._children, parameters)
+            rows = yield from self._read(self._children, parameters)
         else:
-            rows = yield from self._fetchall(self._items if values else self._keys, (start, end, limit))
+            rows = yield from self._read(self._items if values else self._keys, (start, end, limit))
         return Page(rows, rows[-1][0] if len(rows) == limit else None)
 
     def delete(self, keys: Iterable[str]) -> Step[None]:
-        yield from self._fetchall(self._delete, (json.dumps(list(keys)),))
+        yield from self._write(self._delete, (json.dumps(list(keys)),))
 
-    def _fetchall(self, sql: str, parameters: Any) -> Step[list[Any]]:
+    def _read(self, sql: str, parameters: Any) -> Step[list[Any]]:
+        return self._run(sql, parameters, writes=False)
+
+    def _write(self, sql: str, parameters: Any) -> Step[list[Any]]:
+        return self._run(sql, parameters, writes=True)
+
+    def _run(self, sql: str, parameters: Any, *, writes: bool) -> Step[list[Any]]:
         """The one place where a statement runs."""
         try:
             client = yield from self._clients.get()
-            if not self._table_is_there:
-                yield from self._make_table(client)
-                self._table_is_there = True
-            rows: list[Any] = yield self._finished(client.execute_fetchall(sql, parameters))
+            if not self._is_set_up:
+                columns = yield from self._columns(client.writer)
+                yield from self._make_table(client.writer, columns)
+                self._is_set_up = True
+            connection = client.writer if writes else client.reader
+            rows: list[Any] = yield self._finished(connection.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
             if self.read_only and "no such table" in str(error):
                 return []
@@ -212,58 +237,70 @@ class SQLiteBackend(Backend):
         return rows
 
     def _finished(self, result: Any) -> Any:
-        """Have a statement of the async face awaited to its end, even by a task that is cancelled.
+        return to_the_end(result) if self.asynchronous else result
 
-        A cancelled save is then over when its task is, and no thread reports to a loop that is closed.
-        """
-        return _awaited_to_the_end(result) if self.asynchronous else result
-
-    def _connect(self) -> Step[Any]:
+    def _connect(self) -> Step[_Client]:
         if sqlite3.sqlite_version_info < (3, 35):
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: kvpersist needs 3.35 or newer")
+        if self.read_only:
+            only = yield from self._connection()
+            return _Client(only, only)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the folder of the database {self.path}: {error.strerror}") from error
+        writer = yield from self._connection()
+        try:
+            yield from self._set_up(writer)
+            reader = yield from self._connection()
+        except BaseException:
+            yield writer.close()
+            raise
+        yield reader.execute_fetchall("PRAGMA query_only = ON")
+        return _Client(writer, reader)
+
+    def _connection(self) -> Step[Any]:
         settings: dict[str, Any] = {"timeout": self._busy_timeout, "isolation_level": None}
         database: Path | str = self.path
         if self.read_only:
             database = f"{self.path.as_uri()}?mode=ro" if self.path.exists() else ":memory:"
             settings["uri"] = True
-        else:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise StoreError(f"cannot make the folder of the database {self.path}: {error.strerror}") from error
-        client: Any
-        if self.asynchronous:
-            try:
-                import aiosqlite
-            except ImportError as error:
-                raise MissingExtraError('async SQLite needs aiosqlite: pip install "kvpersist[sqlite]"') from error
-            client = aiosqlite.connect(database, **settings)
-            # An application that forgets to clean up should still be able to exit.
-            client._thread.daemon = True
-            yield client
-        else:
-            client = _Connection(database, **settings)
-        if self.read_only:
-            return client
+        if not self.asynchronous:
+            return _Connection(database, **settings)
         try:
-            yield from self._set_wal(client)
-            yield client.execute_fetchall(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
-            yield from self._make_table(client)
+            import aiosqlite
+        except ImportError as error:
+            raise MissingExtraError('async SQLite needs aiosqlite: pip install "kvpersist[sqlite]"') from error
+        connection = aiosqlite.connect(database, **settings)
+        # An application that forgets to clean up should still be able to exit.
+        connection._thread.daemon = True
+        try:
+            yield connection
         except BaseException:
-            yield client.close()
+            yield asyncio.to_thread(connection._thread.join)  # it still has its own end to report to this loop
             raise
-        return client
+        return connection
 
-    def _make_table(self, client: Any) -> Step[None]:
-        if not (yield client.execute_fetchall(f"PRAGMA table_info({self._table})")):
-            yield client.execute_fetchall(
-                f"CREATE TABLE IF NOT EXISTS {self._table} (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL)"
-            )
-        columns = yield client.execute_fetchall(f"PRAGMA table_info({self._table})")
-        if [(column[1], column[2], column[5]) for column in columns] != [("key", "TEXT", 1), ("value", "BLOB", 0)]:
+    def _set_up(self, writer: Any) -> Step[None]:
+        # First a look: a database that is not ours is left as it is.
+        columns = yield from self._columns(writer)
+        yield from self._set_wal(writer)
+        yield writer.execute_fetchall(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+        yield from self._make_table(writer, columns)
+
+    def _columns(self, writer: Any) -> Step[list[Any]]:
+        columns: list[Any] = yield writer.execute_fetchall(f"PRAGMA table_info({self._table})")
+        if columns and [(column[1], column[2], column[5]) for column in columns] != _COLUMNS:
             raise StoreError(
                 f"the table {self.options['table']!r} of {self.path} is not one of kvpersist's; "
                 "choose another with table=..."
+            )
+        return columns
+
+    def _make_table(self, writer: Any, columns: list[Any]) -> Step[None]:
+        if not columns:
+            yield writer.execute_fetchall(
+                f"CREATE TABLE IF NOT EXISTS {self._table} (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL)"
             )
 
     def _set_wal(self, client: Any) -> Step[None]:
@@ -283,8 +320,10 @@ class SQLiteBackend(Backend):
             else:
                 return  # where a file system cannot do it, the mode stays what it was
 
-    def _disconnect(self, client: Any) -> Step[None]:
-        yield client.close()
+    def _disconnect(self, client: _Client) -> Step[None]:
+        yield client.reader.close()
+        if client.writer is not client.reader:
+            yield client.writer.close()
 
     def _translated(self, error: sqlite3.Error) -> StoreError:
         message = str(error)
@@ -300,21 +339,13 @@ class SQLiteBackend(Backend):
         return StoreError(f"{self.path}: {message}")
 
 
-async def _awaited_to_the_end(awaitable: Awaitable[Any]) -> Any:
-    task = asyncio.ensure_future(awaitable)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+def _stop_unheard(client: _Client) -> None:
+    """Stop `aiosqlite` connections of another loop.
 
-
-def _stop_unheard(client: Any) -> None:
-    """Stop an `aiosqlite` connection whose loop is closed.
-
-    It would report to the loop that runs here and now, and that one may be closed as well by then.  A new
+    They would report to the loop that runs here and now, and that one may be closed as well by then.  A new
     thread has no loop.
     """
-    thread = threading.Thread(target=client.stop)
-    thread.start()
-    thread.join()
+    for connection in client:
+        thread = threading.Thread(target=connection.stop)
+        thread.start()
+        thread.join()

@@ -585,7 +585,7 @@ def _full_name(kind: type) -> str:
 
 
 def _found(full_name: str) -> type | None:
-    """The class of a full name, whose module is imported."""
+    """The class of a full name, whose module is imported; none that is only imported there by another module."""
     module, _, qualified = full_name.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -593,7 +593,7 @@ def _found(full_name: str) -> type | None:
             found = getattr(found, name)
     except (ImportError, AttributeError):
         return None
-    return found if isinstance(found, type) else None
+    return found if isinstance(found, type) and _full_name(found) == full_name else None
 
 
 def _is_unicode(text: str) -> bool:

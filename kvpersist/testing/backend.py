@@ -96,6 +96,15 @@ class BackendContract(FaceFixtures):
         assert store.replace("a/k", b"1", b"2") is True
         assert store.get("a/k") == b"2"
 
+    def test_replace_by_nothing_removes(self, store: Any, face: Face) -> None:
+        store.put("a/k", b"1")
+        assert store.replace("a/k", b"0", None) is False
+        assert store.replace("a/absent", b"0", None) is False
+        assert store.get("a/k") == b"1"
+        removed = face.at_once(store, "replace", [("a/k", b"1", None)] * 8)
+        assert sorted(removed) == [False] * 7 + [True]
+        assert store.scan().entries == []
+
     def test_replace_loses_no_update(self, store: Any, face: Face) -> None:
         store.put("a/k", b"old")
         won = face.at_once(store, "replace", [("a/k", b"old", b"%d" % writer) for writer in range(8)])
@@ -108,7 +117,7 @@ class BackendContract(FaceFixtures):
         store.delete(["a/1", "a/3", "a/absent", "never/there"])
         assert _keys(store.scan()) == ["a/2", "b/1"]
         store.delete([])
-        store.delete(["a/2"])
+        store.delete(["a/2", "b"])
         assert _keys(store.scan("", delimiter="/")) == ["b/"]
         assert store.put("a/1", b"y", mode="create") is True
 
@@ -196,7 +205,9 @@ class BackendContract(FaceFixtures):
         twin = face.adopt(kind(pickle.loads(pickle.dumps(backend))))
         assert twin.get("a/b") == b"1"
 
-    @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "a/../b", "..", ".a/b", "A", "a b", "ä", "a\0", "a\n", 7])
+    @pytest.mark.parametrize(
+        "key", ["", "/a", "a/", "a//b", "a/../b", "..", ".a/b", "A", "a b", "ä", "a\0", "a\n", "a.", "a./b", 7]
+    )
     def test_what_is_no_key_is_refused(self, store: Any, key: Any) -> None:
         with pytest.raises(InvalidKeyError):
             store.get(key)
@@ -214,6 +225,7 @@ class BackendContract(FaceFixtures):
             store.put("a", b"x", mode="append")
         with pytest.raises(OptionError, match="from 1 on"):
             store.scan("a", limit=0)
+        assert store.scan("a", limit=2**70).entries == []
         with pytest.raises(OptionError, match="delimiter"):
             store.scan("a", delimiter=".")
         with pytest.raises(OptionError, match="list of keys"):

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule
 
-# Few segments, so that keys collide, nest and neighbour each other.  A last segment ends in "~"'s stand-in
-# "k", so that no key is the start of another, which file systems cannot hold.
+# Few segments, so that keys collide, nest and neighbour each other.  Names end in "k" and folders do not, so
+# that no key is the start of another, which file systems cannot hold.
 _FOLDERS = st.sampled_from(["a", "a-", "a0", "a=2f", "92233720368", "92233720368547758010"])
 _NAMES = st.one_of(
     st.sampled_from(["k", "ak", "a-k", "a.k", "!k", "92233720368k", "9223372036854775801k"]),
@@ -52,12 +52,14 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.put(key, value, mode="create") is (key not in self.model)
         self.model.setdefault(key, value)
 
-    @rule(key=keys, old=VALUES, new=VALUES, right=st.booleans())
-    def replace(self, key: str, old: bytes, new: bytes, right: bool) -> None:
+    @rule(key=keys, old=VALUES, new=VALUES | st.none(), right=st.booleans())
+    def replace(self, key: str, old: bytes, new: bytes | None, right: bool) -> None:
         old = self.model.get(key, old) if right else old
         matches = self.model.get(key) == old
         assert self.store.replace(key, old, new) is matches
-        if matches:
+        if matches and new is None:
+            del self.model[key]
+        elif matches and new is not None:
             self.model[key] = new
 
     @rule(some=st.lists(keys, max_size=4))

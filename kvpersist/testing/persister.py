@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import enum
 import os
 import pickle
 import traceback
@@ -140,6 +141,16 @@ class PersisterContract(FaceFixtures):
             assert persister.list_app_ids(each) == ["app"]
         assert sorted(persister.list_app_ids("apps")) == sorted(HOSTILE_IDS)
 
+    def test_an_enum_that_is_text_is_that_text(self, persister: Any) -> None:
+        class Name(str, enum.Enum):
+            CHAT = "chat"
+
+        assert persister.load(Name.CHAT, Name.CHAT) is None
+        persister.save("chat", "chat", 1, "chat", _state(1), "completed")
+        assert persister.load(Name.CHAT, Name.CHAT)["sequence_id"] == 1
+        persister.save("chat", "chat", 1, Name.CHAT, _state(1), "completed")
+        assert persister.list_partitions() == ["chat"]
+
     def test_a_state_changed_later_changes_no_history(self, persister: Any) -> None:
         chat = [1]
         persister.save("p", "a", 1, "ask", State({"chat": chat}), "completed")
@@ -166,16 +177,18 @@ class PersisterContract(FaceFixtures):
             persister.save("p", "a", 1, "ask", _state({1, 2, 3}), "completed")
         assert len(list(persister.history("p", "a"))) == 1
 
-    def test_a_failed_record_gives_way_to_a_completed_one(self, persister: Any) -> None:
+    def test_a_failed_record_gives_way_to_the_next_try(self, persister: Any) -> None:
         persister.save("p", "a", 1, "ask", _state(0), "failed")
-        persister.save("p", "a", 1, "ask", _state(1), "completed")
-        assert persister.load("p", "a")["state"]["n"] == 1
+        persister.save("p", "a", 1, "ask", _state(1), "failed")
+        assert persister.load("p", "a", 1)["state"]["n"] == 1
+        persister.save("p", "a", 1, "ask", _state(2), "completed")
+        assert persister.load("p", "a")["state"]["n"] == 2
 
-    @pytest.mark.parametrize("statuses", [("completed", "completed"), ("completed", "failed"), ("failed", "failed")])
-    def test_anything_else_is_a_conflict(self, persister: Any, statuses: tuple[str, str]) -> None:
-        persister.save("p", "a", 1, "ask", _state(1), statuses[0])
+    @pytest.mark.parametrize("status", ["completed", "failed"])
+    def test_anything_else_is_a_conflict(self, persister: Any, status: str) -> None:
+        persister.save("p", "a", 1, "ask", _state(1), "completed")
         with pytest.raises(ConflictError, match="sequence id 1, position 'ask'"):
-            persister.save("p", "a", 1, "ask", _state(2), statuses[1])
+            persister.save("p", "a", 1, "ask", _state(2), status)
         assert persister.load("p", "a", 1)["state"]["n"] == 1
 
     def test_overwrite_lets_the_last_writer_win(self, face: Face, url: str, options: dict[str, Any]) -> None:
@@ -224,6 +237,37 @@ class PersisterContract(FaceFixtures):
         assert persister.rewind("p", "a", 1) == 2
         assert persister.load("p", "a")["sequence_id"] == 1
         assert persister.rewind("p", "a", 1) == 0
+        with pytest.raises(InvalidIdError, match="no record with the sequence id 7"):
+            persister.rewind("p", "a", 7)
+
+    def test_rewind_past_what_another_worker_wrote(self, face: Face, url: str, options: dict[str, Any]) -> None:
+        one = face.persister(url, on_conflict="rewind", **options)
+        other = face.persister(url, on_conflict="rewind", **options)
+        one.save("p", "a", 5, "step", _state(5), "completed")
+        for number in (6, 7, 8):
+            other.save("p", "a", number, "step", _state("other"), "completed")
+        one.save("p", "a", 6, "step", _state("one"), "completed")
+        assert persister_ids(one) == [6, 5]
+        assert one.load("p", "a")["state"]["n"] == "one"
+        everything = [header.sequence_id for header in one.history("p", "a", include_set_aside=True)]
+        assert everything == [6, 5, 8, 7, 6]
+
+    def test_rewind_of_more_than_a_page(self, persister: Any) -> None:
+        for number in range(150):
+            persister.save("p", "a", number, "step", _state(number), "completed")
+        assert persister.rewind("p", "a", 9) == 140
+        assert persister_ids(persister) == list(range(9, -1, -1))
+        assert len(list(persister.history("p", "a", include_set_aside=True))) == 150
+
+    def test_a_rewind_that_races_with_saves_loses_nothing(self, face: Face, url: str, options: dict[str, Any]) -> None:
+        persister = face.persister(url, on_conflict="rewind", **options)
+        for attempt in range(5):
+            saves = [("p", f"a{attempt}", 1, "step", _state(f"by {writer}"), "completed") for writer in range(8)]
+            assert face.at_once(persister, "save", saves) == [None] * 8
+            store = face.store(url, **options)
+            kept = [value for _, value in store.scan(f"kvpersist/p/a{attempt}/", values=True).entries]
+            for writer in range(8):  # live or set aside, in one place at least
+                assert any(b"by %d" % writer in value for value in kept)
 
     def test_one_winner_of_a_race(self, persister: Any, face: Face) -> None:
         saves = [("p", "a", 1, "ask", _state(writer), "completed") for writer in range(8)]
@@ -233,6 +277,12 @@ class PersisterContract(FaceFixtures):
         assert persister.load("p", "a")["state"]["n"] == results.index(None)
 
     # Beyond the contract
+
+    def test_several_positions_at_one_sequence_id(self, persister: Any) -> None:
+        persister.save("p", "a", 1, "b", _state("b"), "completed")
+        persister.save("p", "a", 1, "c", _state("c"), "completed")
+        persister.save("p", "a", 1, "a", _state("a"), "failed")
+        assert persister.load("p", "a")["position"] == persister.load("p", "a", 1)["position"] == "b"
 
     def test_history_is_newest_first(self, persister: Any) -> None:
         for number in range(150):
@@ -262,6 +312,25 @@ class PersisterContract(FaceFixtures):
         assert [header.sequence_id for header in persister.history("p", "a")] == [99, 98, 97, 96]
         assert persister.prune(keep_last=1) == 2 + 98
         assert persister.load("p", "b")["sequence_id"] == 98
+
+    def test_prune_spares_what_was_set_aside_unless_asked(self, persister: Any) -> None:
+        for number in range(10):
+            persister.save("p", "a", number, "step", _state(number), "completed")
+        persister.rewind("p", "a", 4)
+        assert persister.prune(keep_last=2) == 3
+        assert len(list(persister.history("p", "a", include_set_aside=True))) == 2 + 5
+        assert persister.prune(older_than=dt.timedelta(hours=1), include_set_aside=True) == 0
+        assert persister.prune(keep_last=2, include_set_aside=True) == 5
+        assert persister_ids(persister) == [4, 3]
+
+    def test_the_list_of_apps_has_more_than_a_page(self, face: Face, url: str, options: dict[str, Any]) -> None:
+        persister = face.persister(url, **options)
+        persister.save("p", "template", 1, "ask", _state(1), "completed")
+        store = face.store(url, **options)
+        ((key, value),) = store.scan(values=True).entries
+        for number in range(1100):
+            store.put(key.replace("template", f"app{number:04d}"), value)
+        assert persister.list_app_ids("p") == [*(f"app{number:04d}" for number in range(1100)), "template"]
 
     def test_prune_by_age(self, persister: Any) -> None:
         for number in range(3):
@@ -352,6 +421,8 @@ class PersisterContract(FaceFixtures):
         persister.cleanup()
         with pytest.raises(ClosedError, match="cleaned up"):
             persister.load("p", "a")
+        with pytest.raises(ClosedError, match="cleaned up"):
+            persister.copy()
 
     # Bad input: a clear error, and nothing written
 
@@ -390,6 +461,8 @@ class PersisterContract(FaceFixtures):
             persister.prune()
         with pytest.raises(OptionError, match="time zone"):
             persister.prune(older_than=dt.datetime(2026, 1, 1))
+        with pytest.raises(OptionError, match="before all time"):
+            persister.prune(older_than=dt.timedelta.max)
         with pytest.raises(InvalidIdError):
             persister.load("p", None, 3)
 
@@ -428,6 +501,11 @@ class PersisterContract(FaceFixtures):
             assert persister.load("p", "a")["sequence_id"] == 1
         with pytest.warns(UserWarning, match="note="):
             assert persister.list_app_ids("p") == ["a"]
+
+
+def persister_ids(persister: Any) -> list[int]:
+    """The sequence ids of the live records of one app."""
+    return [header.sequence_id for header in persister.history("p", "a")]
 
 
 def _state(value: Any) -> State[Any]:
