@@ -7,6 +7,7 @@ Both drive the same `History`; nothing is decided here.
 from __future__ import annotations
 
 import datetime as dt
+import sys
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, TypeVar, cast
@@ -218,6 +219,7 @@ class Persister(_Face, BaseStatePersister):
             InvalidIdError: an id that no record can have; nothing was written.
             StoreError: the store refused or failed.
         """
+        status = _status(state, sequence_id, position, status)
         run(self._open_history.save(partition_key, app_id, sequence_id, position, _fields(state), status))
 
     def load(
@@ -348,7 +350,7 @@ class AsyncPersister(_Face, AsyncBaseStatePersister):
         **kwargs: Any,
     ) -> None:
         """See `Persister.save`."""
-        _warn_of_stale_state(state, sequence_id, position, status)
+        status = _status(state, sequence_id, position, status, _action_of_hook())
         await arun(self._open_history.save(partition_key, app_id, sequence_id, position, _fields(state), status))
 
     async def load(
@@ -437,25 +439,44 @@ def _fields(state: Any) -> Mapping[str, Any]:
     return state
 
 
-def _warn_of_stale_state(state: Any, sequence_id: int, position: str, status: Status) -> None:
-    """Say so when Burr hands over the state from before the action.
+def _status(state: Any, sequence_id: int, position: str, status: Status, action: Any = None) -> Status:
+    """The status that Burr should have said.
 
-    In an async application, Burr 0.43 does that for actions that are not ``async def`` (`Application._astep`
-    keeps the old state in its ``finally``).  The state's own marks tell: it belongs to this step, and yet
-    names another as the last one that was completed.
+    Burr 0.43 hands over the state from before the action, and calls it completed, where the step ended by something
+    that is no `Exception`: a task that was cancelled, Ctrl-C, a stream that was closed early.  An application that
+    is resumed from that would skip the action.  The state's own marks tell: it belongs to this step, and yet names
+    another as the last one that was completed.
+
+    In an async application Burr does the same for actions that are not ``async def``, though they did complete
+    (`Application._astep` keeps the old state in its ``finally``); of that there is only a warning.
     """
-    if (
+    if not (
         status == "completed"
         and isinstance(state, State)
         and state.get("__SEQUENCE_ID") == sequence_id
         and state.get("__PRIOR_STEP") != position
     ):
+        return status
+    if action is not None and not action.is_async():
         warnings.warn(
             f"Burr handed over the state from before the action {position!r}: in an async application its sync "
             "actions are saved without what they did. Make the action 'async def'",
             RuntimeWarning,
             stacklevel=3,
         )
+        return status
+    in_flight = sys.exc_info()[1]
+    ended_early = action is not None or (in_flight is not None and not isinstance(in_flight, Exception))
+    return "failed" if ended_early else status
+
+
+def _action_of_hook() -> Any:
+    """The action whose end Burr's hook reports to an async `save`, from the frame of the hook.
+
+    Burr runs the hook in a task of its own, so that the exception that ends the step is out of sight there.
+    """
+    hook = sys._getframe(2)
+    return hook.f_locals.get("action") if hook.f_code.co_name == "post_run_step" else None
 
 
 def _loaded(record: Record | None) -> PersistedStateData | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from burr.core import ApplicationBuilder, GraphBuilder, State, action, default
@@ -30,8 +30,8 @@ def finish(state: State[Any]) -> State[Any]:
 
 
 class Squares(MapStates):
-    reads = ["numbers"]
-    writes = ["outs", "processes"]
+    reads: ClassVar[list[str]] = ["numbers"]
+    writes: ClassVar[list[str]] = ["outs", "processes"]
 
     def action(self, state: State[Any], inputs: dict[str, Any]) -> RunnableGraph:
         graph = GraphBuilder().with_actions(square, finish).with_transitions(("square", "finish", default)).build()

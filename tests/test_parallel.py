@@ -10,10 +10,11 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from burr.core import ApplicationBuilder, GraphBuilder, State, action, default
+from burr.core.action import create_action
 from burr.core.parallelism import MapActions, MapStates, RunnableGraph
 from conftest import STORES
 from object_servers import ObjectServer, object_servers
@@ -80,8 +81,8 @@ class Steps:
 
 
 class _Squares(MapStates):
-    reads = ["numbers"]
-    writes = ["outs"]
+    reads: ClassVar[list[str]] = ["numbers"]
+    writes: ClassVar[list[str]] = ["outs"]
 
     def __init__(self, graph: RunnableGraph) -> None:
         super().__init__()
@@ -194,12 +195,13 @@ def test_map_actions(face: Face, place: Place) -> None:
         return state.update(out=sum(each**power for each in state["numbers"]))
 
     class Totals(MapActions):
-        reads = ["numbers"]
-        writes = ["outs"]
+        reads: ClassVar[list[str]] = ["numbers"]
+        writes: ClassVar[list[str]] = ["outs"]
 
         def actions(self, state: State[Any], context: Any, inputs: dict[str, Any]) -> Iterator[Any]:
             for power in (1, 2, 3):
-                yield (atotal if face.asynchronous else total).bind(power=power).with_name(f"power{power}")
+                bound = (atotal if face.asynchronous else total).bind(power=power)
+                yield create_action(bound, f"power{power}")
 
         def is_async(self) -> bool:
             return face.asynchronous
