@@ -227,13 +227,17 @@ class _Copy:
         after, limit = None, 64
         while True:
             page = yield from source.scan(self.source_prefix, after=after, limit=limit, values=True)
-            bodies = []
+            parts: list[Step[None]] = []
+            whole: list[Step[None]] = []
             for key, value in page.entries:
                 target_key = self.target_prefix + key[len(self.source_prefix) :]
                 has = yield from there.reach(target_key)
                 if value is not None:
-                    bodies.append(self._move(key, target_key, value, has))
-            yield from gather(bodies, limit=self.in_flight)
+                    record = _record_of(key)
+                    (parts if record is None else whole).append(self._move(key, record, target_key, value, has))
+            # What is no record may be what records are made of, and sorts before them: it is there when they come.
+            yield from gather(parts, limit=self.in_flight)
+            yield from gather(whole, limit=self.in_flight)
             self.progress(self.report)
             after = page.after
             if after is None:
@@ -241,9 +245,8 @@ class _Copy:
                 return
             limit = _next_limit(sum(len(value or b"") for _, value in page.entries), len(page.entries))
 
-    def _move(self, key: str, target_key: str, value: bytes, has: bool) -> Step[None]:
+    def _move(self, key: str, record: RecordId | None, target_key: str, value: bytes, has: bool) -> Step[None]:
         """Carry a stored value as it is."""
-        record = _record_of(key)
 
         def compared(stored: bytes) -> Compared:
             if stored == value:

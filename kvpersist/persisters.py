@@ -475,8 +475,8 @@ def _action_of_hook() -> Any:
 
     Burr runs the hook in a task of its own, so that the exception that ends the step is out of sight there.
     """
-    hook = sys._getframe(2)
-    return hook.f_locals.get("action") if hook.f_code.co_name == "post_run_step" else None
+    hook = sys._getframe(1).f_back
+    return hook.f_locals.get("action") if hook and hook.f_code.co_name == "post_run_step" else None
 
 
 def _loaded(record: Record | None) -> PersistedStateData | None:

@@ -31,6 +31,7 @@ from test_dropin import BURRS, EXAMPLE, SYNC, VALUES_OF, no_table_is_left, rows_
 
 import kvpersist
 from kvpersist import ALL, DeserializationError, OptionError, Persister, Store, copy
+from kvpersist.backends.memory import MemoryBackend
 from kvpersist.cli import main
 from kvpersist.steps import Step
 
@@ -240,6 +241,27 @@ def test_only_a_page_is_in_memory(pair: tuple[str, str]) -> None:
     assert pages[0] == 64  # nothing is known of their size at first
     assert max(pages[1:]) > 200
     assert pages[1] <= 64 * 5
+
+
+def test_what_records_are_made_of_is_there_before_them(pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = pair
+    many(source, 30)
+    with Store.from_url(source) as store:
+        for app in range(10):
+            store.put(f"kvpersist/p/app{app}/!parts/1", b"a part")
+    written: list[str] = []
+    put = MemoryBackend.put
+
+    def noted(self: MemoryBackend, key: str, value: bytes, mode: Any = "overwrite") -> Step[bool]:
+        yield asyncio.sleep(0.002 if "parts" in key else 0)
+        done = yield from put(self, key, value, mode)
+        written.append(key)
+        return done
+
+    monkeypatch.setattr(MemoryBackend, "put", noted)
+    assert copy(source, "memory://").carried == 40
+    for app in range(10):
+        assert "!parts" in next(key for key in written if f"/app{app}/" in key)
 
 
 def test_in_a_running_loop_it_is_awaited(pair: tuple[str, str]) -> None:

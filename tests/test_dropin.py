@@ -68,6 +68,7 @@ DOCUMENTED = {
         "create_table": "table_name",
     },
     "AsyncPostgreSQLPersister": {
+        "__init__": "connection, table_name='burr_state', serde_kwargs=None",
         "from_values": f"{POSTGRESQL}, use_pool=False",
         "create_table": "table_name",
     },
