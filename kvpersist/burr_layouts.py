@@ -238,7 +238,7 @@ class RedisLayout(Layout):
         newest = -1 if score is None else int(float(score))
         while newest >= 0:
             record = yield from self._record(f"{self._begin}{partition_key}:{app_id}:{newest}")
-            if record is not None and (include_failed or record.status == "completed"):
+            if record is None or include_failed or record.status == "completed":
                 return record
             newest -= 1
         return None

@@ -30,7 +30,10 @@ from .steps import Step, arun, gather
 from .urls import open_backend
 
 PAGE_BYTES: Final = 4 * 2**20
-"""About how many bytes of records are in memory at once."""
+"""About how many bytes of records are read at once."""
+
+FIRST, MOST = 16, 256
+"""How many records are read at once while their size is unknown, and at most: the next ones may be larger."""
 
 KEPT: Final = 1000
 """The most reasons that a report keeps."""
@@ -224,7 +227,7 @@ class _Copy:
 
     def _from_store(self, source: Backend) -> Step[None]:
         there = _Keys(self.target, self.target_prefix)
-        after, limit = None, 64
+        after, limit = None, FIRST
         while True:
             page = yield from source.scan(self.source_prefix, after=after, limit=limit, values=True)
             parts: list[Step[None]] = []
@@ -273,7 +276,7 @@ class _Copy:
         yield from self._carry(key, target_key, value, has, compared)
 
     def _from_layout(self, layout: Layout) -> Step[None]:
-        after, limit = None, 64
+        after, limit = None, FIRST
         while True:
             found, after = yield from layout.page(after, limit)
             bodies = []
@@ -399,4 +402,4 @@ def _record_of(key: str) -> RecordId | None:
 
 def _next_limit(size: int, count: int) -> int:
     """How many records to read next, so that a page is of about the same size whatever theirs is."""
-    return max(1, min(PAGE, PAGE_BYTES * count // max(size, 1))) if count else 64
+    return max(1, min(MOST, PAGE_BYTES * count // max(size, 1))) if count else FIRST
