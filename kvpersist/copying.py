@@ -27,7 +27,7 @@ from .keys import RecordId
 from .records import Status
 from .serde import Serde
 from .steps import Step, arun, gather
-from .urls import open_backend
+from .urls import open_backend, split_query
 
 PAGE_BYTES: Final = 4 * 2**20
 """About how many bytes of records are read at once."""
@@ -100,7 +100,7 @@ async def acopy(
     target: str,
     *,
     partition_key: str | All | None = ALL,
-    namespace: str = "kvpersist",
+    namespace: str | None = None,
     target_namespace: str | None = None,
     serde_kwargs: Mapping[str, Any] | None = None,
     source_options: Mapping[str, Any] | None = None,
@@ -120,7 +120,7 @@ async def acopy(
             ``burr+mongodb://host/mydatabase?collection=mystates`` or ``burr+tracking:///home/me/.burr/project``.
         target: the URL of a store.
         partition_key: carry this partition only; None is one.
-        namespace: the source's namespace.
+        namespace: the source's namespace, where its URL does not say: ``"kvpersist"`` by default.
         target_namespace: the target's, if it is another one.
         serde_kwargs: for a source of Burr: how states are written, and what its registered functions are given.
         source_options: options of the source's backend, where they do not stand in the URL.
@@ -142,10 +142,12 @@ async def acopy(
             if origin.backend is not None:
                 opened.append(origin.backend)
         else:
-            origin = open_backend(source, asynchronous=True, options=dict(source_options or {}))
+            origin, in_url = _open(source, source_options)
+            namespace = namespace or in_url
             origin.read_only = True
             opened.append(origin)
-        destination = open_backend(target, asynchronous=True, options=dict(target_options or {}))
+        namespace = namespace or "kvpersist"
+        destination, in_url = _open(target, target_options)
         destination.read_only = dry_run
         opened.append(destination)
         prefix = _prefix(namespace, partition_key)
@@ -157,7 +159,7 @@ async def acopy(
             destination,
             partition_key=partition_key,
             source_prefix=prefix,
-            target_namespace=target_namespace or namespace,
+            target_namespace=target_namespace or in_url or namespace,
             serde=Serde(serde_kwargs),
             in_flight=in_flight,
             dry_run=dry_run,
@@ -167,9 +169,17 @@ async def acopy(
     finally:
         if counting is not None:
             counting.cancel()
-            await asyncio.wait([counting])
+            await asyncio.gather(counting, return_exceptions=True)
         for backend in opened:
             await arun(backend.close())
+
+
+def _open(url: str, options: Mapping[str, Any] | None) -> tuple[Backend, str | None]:
+    """The backend of a URL, and the namespace that it names, as a persister's URL may."""
+    base, query = split_query(url)
+    namespace = query.pop("namespace", None)
+    query.pop("on_conflict", None)
+    return open_backend(base, asynchronous=True, options=dict(options or {}), query=query), namespace
 
 
 def _result(task: asyncio.Task[int] | None) -> int | None:

@@ -40,7 +40,7 @@ class _JSONObject(click.ParamType[dict[str, Any]]):
 @click.argument("target", metavar="TO")
 @click.option("--partition", help="Carry this partition only.")
 @click.option("--no-partition", is_flag=True, help="Carry only the apps that have no partition key.")
-@click.option("--namespace", default="kvpersist", show_default=True, help="The namespace in FROM.")
+@click.option("--namespace", help="The namespace in FROM, where its URL does not say.  [default: kvpersist]")
 @click.option("--target-namespace", help="The namespace in TO, if it is another.")
 @click.option("--dry-run", is_flag=True, help="Look at everything, write nothing.")
 @click.option(
@@ -56,7 +56,7 @@ def copy(
     *,
     partition: str | None,
     no_partition: bool,
-    namespace: str,
+    namespace: str | None,
     target_namespace: str | None,
     dry_run: bool,
     in_flight: int,
@@ -99,7 +99,7 @@ def copy(
         click.echo(f"not carried: {report.failed - len(report.not_carried):,} more", err=True)
     click.echo(_summary(report))
     if not report.found:
-        click.echo(f"nothing was found in {namespace!r} of FROM", err=True)
+        click.echo("nothing was found in this namespace and partition of FROM", err=True)
     if report.failed or not report.found:
         sys.exit(1)
 
