@@ -10,7 +10,7 @@ import enum
 import uuid
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 from . import keys
@@ -307,7 +307,7 @@ class History:
             record = self._record_at(app, key, set_aside=True)
             if record is not None:
                 header, _ = self._decoded(value, key, record)
-                headers.append(replace(header, set_aside=_beyond_records(app, key)))
+                headers.append(header._replace(set_aside=_beyond_records(app, key)))
         after = page.after
         if after is not None and not include_set_aside and _beyond_records(app, after):
             after = None

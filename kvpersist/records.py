@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -32,20 +32,12 @@ STATUSES = ("completed", "failed")
 _CHECKSUM = b',"checksum":"'
 _START = b'{"kvpersist":'
 _TAIL = len(_CHECKSUM) + 64 + len(b'"}')
-_SIGNATURE = re.compile(rb',"signature":"([0-9a-f]{64})"$').search
-_SIGNATURE_LENGTH = len(',"signature":""') + 64
-
-_TEXT = ("app_id", "position", "status", "created_at", "serializer", "version")
-_OPTIONAL_TEXT = (
-    *("partition_key", "compression", "python", "encryption", "nonce", "key_id", "wrapped_key"),
-    *("signing", "signing_key_id"),
-)
-_FIELDS = (*_TEXT, *_OPTIONAL_TEXT, "sequence_id", "uncompressed_size")
-_STR, _STR_OR_NONE = frozenset((str,)), frozenset((str, type(None)))
+_SIGNED = b',"signature":"'
+_SIGNATURE = re.compile(rb',"signature":"([0-9a-f]{64})"$').match
+_SIGNATURE_LENGTH = len(_SIGNED) + 64 + len('"')
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What is known of a record without decoding its state."""
 
     partition_key: str | None
@@ -58,8 +50,6 @@ class Header:
     serializer: str
     version: str
     """The version of `kvpersist` that wrote the record."""
-    size: int
-    """The payload's length in bytes, as stored."""
     compression: str | None = None
     uncompressed_size: int | None = None
     """The payload's length in bytes before compression."""
@@ -71,6 +61,8 @@ class Header:
     wrapped_key: str | None = None
     signing: str | None = None
     signing_key_id: str | None = None
+    size: int = 0
+    """The payload's length in bytes, as stored."""
     signature: str | None = None
     set_aside: bool = False
     """True where the app went back and took another way than the one this record is on."""
@@ -78,6 +70,13 @@ class Header:
     @property
     def id(self) -> RecordId:
         return RecordId(self.partition_key, self.app_id, self.sequence_id, self.position)
+
+
+_FIELDS = Header._fields[: Header._fields.index("size")]  # those that stand in the stored header
+_TYPES: tuple[tuple[type, ...], ...] = (
+    *((str, type(None)), (str,), (int,), *((str,),) * 5),
+    *((str, type(None)), (int, type(None)), *((str, type(None)),) * 7),
+)
 
 
 class Decoded(NamedTuple):
@@ -137,11 +136,13 @@ def decode(data: bytes, key: str, record: RecordId) -> Decoded:
     digest.update(payload)
     if digest.hexdigest().encode() != data[start + len(_CHECKSUM) : end - 2]:
         raise CorruptRecordError(f"{key}: the checksum is wrong: the record was cut short or changed")
-    signature = _SIGNATURE(head, max(0, start - _SIGNATURE_LENGTH))
-    if signature is not None:
-        head = head[: signature.start()]
-    header = _header(head, key, signature and signature[1].decode(), len(payload))
-    if header.id != record:
+    signature = None
+    if head.startswith(_SIGNED, len(head) - _SIGNATURE_LENGTH):
+        found = _SIGNATURE(head, len(head) - _SIGNATURE_LENGTH)
+        if found is not None:
+            head, signature = head[: found.start()], found[1].decode()
+    header = _header(head, key, signature, len(payload))
+    if header[:4] != record:
         raise CorruptRecordError(f"{key}: the record was moved here, it was written as {header.id}")
     return Decoded(header, head, payload)
 
@@ -156,15 +157,19 @@ def _header(head: bytes, key: str, signature: str | None, size: int) -> Header:
             f"{key}: the record has format {fields['kvpersist']!r}, and this version of kvpersist "
             f"knows format {FORMAT}; upgrade kvpersist to read it"
         )
-    known: dict[str, Any] = {name: fields.get(name) for name in _FIELDS}
-    sequence_id, uncompressed_size = known["sequence_id"], known["uncompressed_size"]
+    values: Any = tuple(map(fields.get, _FIELDS))
+    header = Header._make((*values, size, signature, False))
     if (
-        not _STR.issuperset(map(type, map(fields.get, _TEXT)))
-        or not _STR_OR_NONE.issuperset(map(type, map(fields.get, _OPTIONAL_TEXT)))
+        not _well_typed(tuple(map(type, values)))
         or "partition_key" not in fields
-        or not (type(sequence_id) is int and 0 <= sequence_id <= MAX_SEQUENCE_ID)
-        or fields["status"] not in STATUSES
-        or not (uncompressed_size is None or (type(uncompressed_size) is int and uncompressed_size >= 0))
+        or not 0 <= header.sequence_id <= MAX_SEQUENCE_ID
+        or header.status not in STATUSES
+        or (header.uncompressed_size or 0) < 0
     ):
         raise CorruptRecordError(f"{key}: the record's header lacks a field, or has one of another type")
-    return Header(**known, size=size, signature=signature)
+    return header
+
+
+@lru_cache(maxsize=256)
+def _well_typed(types: tuple[type, ...]) -> bool:
+    return all(each in allowed for each, allowed in zip(types, _TYPES, strict=True))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import boto3
 import pytest
 import requests
@@ -38,6 +41,8 @@ class ObjectServer:
     storage_options: dict[str, Any]
     base: str
     """The URL of a bucket, or of a prefix in one, that tests may use."""
+    upload: Callable[[aiohttp.ClientSession, str, bytes], Any] = lambda *_: NotImplemented
+    """Puts an object by the server's quickest way."""
 
     def url(self) -> str:
         """A new, empty place."""
@@ -54,6 +59,19 @@ class ObjectServer:
             config=Config(retries={"max_attempts": 2}),
         )
 
+    async def fill(self, url: str, values: dict[str, bytes]) -> None:
+        """Put many objects there, by the server's quickest way."""
+        slots = asyncio.Semaphore(32)
+
+        async with aiohttp.ClientSession() as session:
+
+            async def put(key: str, value: bytes) -> None:
+                path = f"{url.partition('://')[2].partition('/')[2]}/{key}"
+                async with slots, self.upload(session, path, value) as answer:
+                    answer.raise_for_status()
+
+            await asyncio.gather(*(put(*each) for each in values.items()))
+
     def through(self, endpoint: str) -> dict[str, Any]:
         """The storage options for another way to the same server, such as a proxy."""
         return {**self.storage_options, "endpoint_url": endpoint}
@@ -68,7 +86,13 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def running(command: list[str], ready: Callable[[], object], seconds: float = 60, **settings: Any) -> Iterator[None]:
+def running(
+    command: list[str],
+    ready: Callable[[], object],
+    seconds: float = 60,
+    stop: signal.Signals = signal.SIGTERM,
+    **settings: Any,
+) -> Iterator[None]:
     """A server process, from when `ready` no longer raises until the end of the block."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **settings)
@@ -85,7 +109,7 @@ def running(command: list[str], ready: Callable[[], object], seconds: float = 60
                     time.sleep(0.05)
             yield
         finally:
-            process.terminate()
+            process.send_signal(stop)
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
@@ -126,6 +150,9 @@ def seaweedfs() -> Iterator[ObjectServer]:
         }
         config.write_text(json.dumps({"identities": [identity]}))
         server = _s3("seaweedfs", s3)
+        server.upload = lambda session, path, value: session.put(
+            f"http://127.0.0.1:{filer}/buckets/{BUCKET}/{path}", data=value
+        )
         command = [
             shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed",
             "server",
@@ -144,9 +171,11 @@ def seaweedfs() -> Iterator[ObjectServer]:
             f"-s3.port={s3}",
             f"-s3.port.grpc={grpc[3]}",
             "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
             f"-s3.config={config}",
         ]
-        with running(command, lambda: _make_bucket(server), cwd=folder):
+        # Killed: a clean stop takes ten seconds, and what it holds is thrown away.
+        with running(command, lambda: _make_bucket(server), stop=signal.SIGKILL, cwd=folder):
             yield server
 
 
@@ -178,7 +207,11 @@ def fake_gcs() -> Iterator[ObjectServer]:
         requests.post(f"{endpoint}/storage/v1/b?project=tests", json={"name": BUCKET}, timeout=5).raise_for_status()
 
     with running(command, ready):
-        yield ObjectServer("gcs", endpoint, options, f"gs://{BUCKET}")
+        server = ObjectServer("gcs", endpoint, options, f"gs://{BUCKET}")
+        server.upload = lambda session, path, value: session.post(
+            f"{endpoint}/upload/storage/v1/b/{BUCKET}/o", params={"uploadType": "media", "name": path}, data=value
+        )
+        yield server
 
 
 def real(variable: str, name: str) -> Callable[[], Any]:
@@ -216,3 +249,14 @@ def object_servers() -> Iterator[Callable[[str], ObjectServer]]:
             return started[name]
 
         yield server
+
+
+@pytest.fixture(scope="session")
+def ftp_server() -> Iterator[str]:
+    """``user:password@host:port`` of an FTP server."""
+    with tempfile.TemporaryDirectory() as folder:
+        (port,) = free_ports(1)
+        command = [sys.executable, "-W", "ignore", "-m", "pyftpdlib", "-i", "127.0.0.1", "-p", str(port), "-w"]
+        command += ["-d", folder, "-u", "tests", "-P", "tests"]
+        with running(command, lambda: socket.create_connection(("127.0.0.1", port), 1).close()):
+            yield f"tests:tests@127.0.0.1:{port}"

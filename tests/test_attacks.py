@@ -35,6 +35,7 @@ from kvpersist import (
 )
 from kvpersist.keys import RecordId
 from kvpersist.serde import Serde
+from kvpersist.serde.json import JSONSerializer
 from kvpersist.testing.serializer import exactly
 
 PROTECTED = [{"encryption_key": KEY}, {"signing_key": KEY}, {"encryption_key": KEY, "signing_key": OTHER_KEY}]
@@ -199,6 +200,34 @@ def test_a_class_path_to_something_else(tag: str, tmp_path: Path, monkeypatch: p
     payload = orjson.dumps({"a": {"$kv": tag, "class": "serializer_table:Slotted", "value": {}, "set": []}})
     with pytest.raises(DeserializationError, match=f"Slotted is not a {tag}"):
         opened(forged(stored({}), payload), classes=["serializer_table"])
+
+
+def test_an_allowed_package_runs_nothing_that_was_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scripts, and what its modules would do if asked for a name."""
+    package = tmp_path / "shop"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "__main__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (package / "models.py").write_text(
+        "import dataclasses, shop.other as other\n"
+        "@dataclasses.dataclass\nclass Item:\n    x: int = 1\n"
+        f"def __getattr__(name):\n    open({str(tmp_path / 'ran')!r}, 'w')\n    raise AttributeError(name)\n"
+    )
+    (package / "other.py").write_text("import dataclasses\n@dataclasses.dataclass\nclass Admin:\n    x: int = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        exact = JSONSerializer(classes=["shop.models"])
+        item = exact.loads(b'{"a":{"$kv":"dataclass","class":"shop.models:Item","value":{"x":2}}}')["a"]
+        assert item == sys.modules["shop.models"].Item(2)
+        for reader in (exact, JSONSerializer(classes=["shop"])):
+            for name in ("shop.__main__:X", "shop.models:missing", "shop.models:other.Admin", "shop.models:Item.x"):
+                forged = f'{{"a":{{"$kv":"dataclass","class":"{name}","value":{{}}}}}}'
+                with pytest.raises(DeserializationError, match="does not allow"):
+                    reader.loads(forged.encode())
+        assert not (tmp_path / "ran").exists()
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "shop"]:
+            del sys.modules[name]
 
 
 def test_numpy_and_frames_open_no_pickles(bomb: bytes) -> None:

@@ -345,3 +345,32 @@ def test_what_is_registered_with_burrs_serde_keeps_working() -> None:
 
 def test_all_is_the_name_of_everything() -> None:
     assert repr(ALL) == "ALL"
+
+
+class _Slotted:
+    __slots__ = ("__hidden", "shown")
+
+    def hide(self, value: int) -> None:
+        self.__hidden = value
+
+
+@dataclasses.dataclass
+class Holder(_Slotted):
+    x: int = 1
+
+
+class SlottedModel(pydantic.BaseModel):
+    __slots__ = ("extra_slot",)
+    x: int = 1
+
+
+def test_what_would_lose_a_slot_is_refused() -> None:
+    with Persister.from_url("memory://", serde_kwargs={"classes": [Holder, SlottedModel]}) as persister:
+        persister.save("p", "a", 1, "step", State({"v": [Holder(), SlottedModel()]}), "completed")
+        hiding, shown, model = Holder(), Holder(), SlottedModel()
+        hiding.hide(5)
+        shown.shown = 5
+        object.__setattr__(model, "extra_slot", 5)
+        for value in (hiding, shown, model):
+            with pytest.raises(SerializationError, match="cannot hold exactly"):
+                persister.save("p", "a", 2, "step", State({"v": value}), "completed")

@@ -48,15 +48,15 @@ def test_any_record_comes_back(of: RecordId, payload: bytes, status: Any, signat
     data = records.encode(head, payload, signature)
     header, bound, found = records.decode(data, "k", of)
     assert header == Header(
-        of.partition_key,
-        of.app_id,
-        of.sequence_id,
-        of.position,
-        status,
-        CREATED,
-        "x",
-        "0.1.0",
-        len(payload),
+        partition_key=of.partition_key,
+        app_id=of.app_id,
+        sequence_id=of.sequence_id,
+        position=of.position,
+        status=status,
+        created_at=CREATED,
+        serializer="x",
+        version="0.1.0",
+        size=len(payload),
         compression="zstd",
         signature=signature,
     )

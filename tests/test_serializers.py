@@ -31,6 +31,7 @@ from kvpersist import (
     OptionError,
     Persister,
     SerializationError,
+    StoreError,
     UnsafeSerializerError,
     UntrustedRecordError,
 )
@@ -389,6 +390,11 @@ def test_envelope_encryption() -> None:
     assert caught.value.__cause__ is not None
     with pytest.raises(UntrustedRecordError, match="has no key_wrapper"):
         opened(records[0], encryption_key=KEY)
+    unreachable = Wrapper()
+    unreachable.wrap = lambda key: 1 / 0
+    with pytest.raises(StoreError, match="could not wrap a key; nothing was written") as failed:
+        stored({}, key_wrapper=unreachable)
+    assert isinstance(failed.value.__cause__, ZeroDivisionError)
     # From one key to envelopes, and back.
     assert opened(stored({"a": 1}, encryption_key=KEY), key_wrapper=wrapper, encryption_key=KEY) == {"a": 1}
     assert opened(records[0], key_wrapper=wrapper, encryption_key=KEY, encryption=None) == {"n": 0}

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import gc
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -204,11 +206,15 @@ class Clients(Generic[C]):
                 yield from self._disconnect((yield task))
 
     def _abandon_others(self, of_loop: Callable[[asyncio.AbstractEventLoop], bool]) -> None:
-        for loop, task in list(self._tasks.items()):
-            if of_loop(loop):
-                del self._tasks[loop]
-                if task.done() and not task.cancelled() and task.exception() is None:
-                    self._abandon(task.result())
+        for loop in [loop for loop in self._tasks if of_loop(loop)]:
+            task = self._tasks.pop(loop)
+            if task.done() and not task.cancelled() and task.exception() is None:
+                self._abandon(task.result())
+            del loop, task
+            # What is left of its client can be closed by nobody any more: it is collected now, without a report.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                gc.collect()
 
     def _forget_parent(self) -> None:
         # Kept, not dropped: what a client does when it is collected would be done to the parent's connection.
@@ -216,6 +222,21 @@ class Clients(Generic[C]):
         self._lock = threading.Lock()
         self._sync = None
         self._tasks = {}
+
+
+async def to_the_end(awaitable: Awaitable[T]) -> T:
+    """Await work that a thread does, to its end even when the task is cancelled.
+
+    A cancelled save is then over when its task is, and no thread reports to a loop that is closed.
+    """
+    task = asyncio.ensure_future(awaitable)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen: nobody is left to be told
+        raise
 
 
 class GivenClient(Generic[C]):
@@ -239,21 +260,6 @@ class GivenClient(Generic[C]):
         """From now on `get` raises `ClosedError`; the client stays as it is."""
         yield from ()
         self._closed = True
-
-
-async def to_the_end(awaitable: Awaitable[T]) -> T:
-    """Await work that a thread does, to its end even when the task is cancelled.
-
-    A cancelled save is then over when its task is, and no thread reports to a loop that is closed.
-    """
-    task = asyncio.ensure_future(awaitable)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # seen: nobody is left to be told
-        raise
 
 
 _all_clients: weakref.WeakSet[Clients[Any]] = weakref.WeakSet()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -44,6 +44,8 @@ class Client(NamedTuple):
     """An `AsyncFileSystem`; only its coroutines (``_ls``, ``_cat_file``) are called."""
     lock: asyncio.Lock
     """Held between a look and the write that depends on it, where the filesystem has nothing better."""
+    connection: AsyncGenerator[None, None]
+    """Disconnects when it is closed, which an event loop does to its generators before it ends."""
 
 
 class FsspecBackend(Backend):
@@ -93,7 +95,7 @@ class FsspecBackend(Backend):
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         return (yield from self._call(self._write, self._path(key), value, mode))
 
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
         return (yield from self._call(self._replace, self._path(key), old, new))
 
     def scan(
@@ -105,7 +107,10 @@ class FsspecBackend(Backend):
         values: bool = False,
         delimiter: Literal["/"] | None = None,
     ) -> Step[Page]:
-        self._path(max(prefix, after or ""))
+        self._path(max(prefix, after or "", key=len))
+        start, end = scan_range(prefix, after, children=delimiter is not None)
+        if start >= end:
+            return Page([], None)
         return (yield from self._call(self._scan, prefix, after, limit or PAGE, values, delimiter))
 
     def delete(self, keys: Iterable[str]) -> Step[None]:
@@ -147,23 +152,34 @@ class FsspecBackend(Backend):
     def _connect(self) -> Step[Client]:
         # Finding credentials may read files or ask a metadata server.
         filesystem = yield asyncio.to_thread(self._make) if self.asynchronous else self._make()
-        client = Client(filesystem, asyncio.Lock())
+        client = Client(filesystem, asyncio.Lock(), self._connection(filesystem))
         yield self._on_loop(self._prepare, client)
         return client
 
     def _disconnect(self, client: Client) -> Step[None]:
-        yield self._on_loop(self._finish, client)
+        yield self._on_loop(client.connection.aclose)
 
     def _abandon(self, client: Client) -> None:
-        """Let go of a client whose event loop has been closed."""
+        # On a loop that was closed in the midst of things there is nothing to wait for.
+        closing = client.connection.aclose()
+        with contextlib.suppress(StopIteration, StopAsyncIteration, Exception):
+            closing.send(None)
+        closing.close()
+
+    async def _connection(self, filesystem: Any) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self._finish(filesystem)
 
     async def _prepare(self, client: Client) -> None:
         """Connect."""
+        await anext(client.connection)
 
-    async def _finish(self, client: Client) -> None:
+    async def _finish(self, filesystem: Any) -> None:
         """Disconnect."""
 
-    def _on_loop(self, function: Callable[..., Awaitable[T]], *args: Any) -> Any:
+    def _on_loop(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> Any:
         """What `function` returns: to be awaited in the async face, at once in the sync face."""
         if self.asynchronous:
             return function(*args)
@@ -171,7 +187,7 @@ class FsspecBackend(Backend):
 
         return sync(get_loop(), function, *args)
 
-    def _call(self, function: Callable[..., Awaitable[T]], *args: Any) -> Step[T]:
+    def _call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> Step[T]:
         """The one place where work is done."""
         try:
             client = yield from self._clients.get()
@@ -215,17 +231,20 @@ class FsspecBackend(Backend):
             await self._pipe(client, path, value)
             return True
 
-    async def _replace(self, client: Client, path: str, old: bytes, new: bytes) -> bool:
+    async def _replace(self, client: Client, path: str, old: bytes, new: bytes | None) -> bool:
         async with client.lock:
             if await self._read(client, path) != old:
                 return False
-            await self._pipe(client, path, new)
+            if new is None:
+                await self._delete(client, [path])
+            else:
+                await self._pipe(client, path, new)
             return True
 
     async def _pipe(self, client: Client, path: str, value: bytes) -> None:
         try:
             await client.filesystem._pipe_file(path, value)
-        except FileNotFoundError:  # no folder yet
+        except Exception:  # noqa: BLE001  no folder yet, of which each filesystem speaks in its own way
             await client.filesystem._makedirs(path.rpartition("/")[0], exist_ok=True)
             await client.filesystem._pipe_file(path, value)
 
@@ -276,8 +295,9 @@ class FsspecBackend(Backend):
         def body(path: str) -> Step[None]:
             try:
                 yield client.filesystem._rm_file(path)
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                return
+            except Exception:  # of what is not there, each filesystem speaks in its own way
+                if (yield self._read(client, path)) is not None:
+                    raise
 
         await arun(gather(body(path) for path in paths))
 

@@ -49,8 +49,8 @@ class GCSBackend(BucketBackend):
         settings = {**self._settings, "use_listings_cache": False}
         return self._kind(asynchronous=self.asynchronous, skip_instance_cache=True, **settings)
 
-    async def _finish(self, client: Client) -> None:
-        session = await client.filesystem._set_session()
+    async def _finish(self, filesystem: Any) -> None:
+        session = await filesystem._set_session()
         await session.close()
 
     async def _make_bucket(self, client: Client) -> None:
@@ -76,9 +76,20 @@ class GCSBackend(BucketBackend):
     async def _write(self, client: Client, path: str, value: bytes, mode: Mode) -> bool:
         return await self._put(client, path, value, "0" if mode == "create" else None)
 
-    async def _replace(self, client: Client, path: str, old: bytes, new: bytes) -> bool:
+    async def _replace(self, client: Client, path: str, old: bytes, new: bytes | None) -> bool:
         value, generation = await self._read_generation(client, path)
-        return value == old and await self._put(client, path, new, generation)
+        if value != old:
+            return False
+        if new is None:
+            return await self._remove(client, path, generation)
+        return await self._put(client, path, new, generation)
+
+    async def _remove(self, client: Client, path: str, generation: str) -> bool:
+        try:
+            await client.filesystem._call("DELETE", "b/{}/o/{}", self.bucket, path, ifGenerationMatch=generation)
+        except (FileNotFoundError, FileExistsError):  # gone, or a failed precondition by gcsfs's lights
+            return False
+        return True
 
     async def _put(self, client: Client, path: str, value: bytes, generation: str | None) -> bool:
         """Upload where the object's generation is the one given, 0 for an object that does not exist."""

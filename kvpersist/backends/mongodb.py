@@ -72,7 +72,7 @@ class MongoDBBackend(Backend):
             asynchronous=asynchronous,
             connect=self._connect,
             disconnect=self._disconnect,
-            abandon=lambda client: None,
+            abandon=_abandon,
         )
 
     @classmethod
@@ -129,7 +129,10 @@ class MongoDBBackend(Backend):
                 raise
             return True
 
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
+        if new is None:
+            result = yield from self._call("delete_one", {"_id": key, "v": old})
+            return bool(result.deleted_count)
         document = self._document(key, new)
         result = yield from self._call("replace_one", {"_id": key, "v": old}, document)
         return bool(result.matched_count)
@@ -237,7 +240,9 @@ class MongoDBBackend(Backend):
     def _connect(self) -> Step[Any]:
         yield from ()
         kind: Any = pymongo.AsyncMongoClient if self.asynchronous else pymongo.MongoClient
-        given = {"timeoutMS": round(self._timeout * 1000), **self._driver_options}
+        milliseconds = round(self._timeout * 1000)
+        # The second is how long closing waits for a server that is gone.
+        given = {"timeoutMS": milliseconds, "serverSelectionTimeoutMS": milliseconds, **self._driver_options}
         texts = {name: value for name, value in given.items() if isinstance(value, str)}
         options = {name: value for name, value in given.items() if name not in texts}
         url = self.url if urlsplit(self.url).path else f"{self.url}/"
@@ -256,6 +261,11 @@ class MongoDBBackend(Backend):
         if isinstance(error, (errors.ConnectionFailure, errors.WTimeoutError)):
             return StoreUnavailableError(f"{where}: {error}")
         return StoreError(f"{where}: {error}")
+
+
+def _abandon(collection: Any) -> None:
+    # Its loop was closed, so that nobody can close it any more; without this its destructor reports that.
+    collection.database.client._closed = True
 
 
 def _check_name(name: str, what: str, forbidden: str, longest: int) -> None:

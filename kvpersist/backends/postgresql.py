@@ -93,10 +93,17 @@ class PostgreSQLBackend(Backend):
         if url == _GIVEN:
             url = "postgresql://"
         try:
-            self._conninfo = make_conninfo(url, **settings)
-        except (psycopg.Error, ValueError) as error:
-            # Without the cause: it may quote the URL, with the password.
-            raise OptionError(f"{redacted(url)}: {str(error).replace(url, redacted(url))}") from None
+            conninfo = make_conninfo(url)
+        except (psycopg.Error, ValueError):
+            # Neither the message nor the cause: libpq quotes the part it stumbles over, which may be the password.
+            raise OptionError(
+                f"{redacted(url)} is no URL that PostgreSQL understands; special characters in a user's name or a "
+                "password must be percent-encoded"
+            ) from None
+        try:
+            self._conninfo = make_conninfo(conninfo, **settings)
+        except psycopg.Error as error:
+            raise OptionError(f"{redacted(url)}: {error}") from error
         self._pool = pool
         self._prepare = prepare
         self._timeout = timeout
@@ -117,9 +124,10 @@ class PostgreSQLBackend(Backend):
             "ON CONFLICT (key) DO UPDATE SET value = excluded.value RETURNING 1"
         )
         self._replace = f"UPDATE {name} SET value = %b WHERE key = %s AND value = %b RETURNING 1"
+        self._remove = f"DELETE FROM {name} WHERE key = %s AND value = %b RETURNING 1"
         self._delete = f"WITH gone AS (DELETE FROM {name} WHERE key = ANY(%s::text[])) SELECT 1"
-        self._keys = f"SELECT key, NULL FROM {name} WHERE key >= %s AND key < %s ORDER BY key LIMIT %s"
-        self._items = f"SELECT key, value FROM {name} WHERE key >= %s AND key < %s ORDER BY key LIMIT %s"
+        self._keys = f"SELECT key, NULL FROM {name} WHERE key >= %s AND key < %s ORDER BY key"
+        self._items = f"SELECT key, value FROM {name} WHERE key >= %s AND key < %s ORDER BY key"
         # A skip scan: each step seeks the first key behind all that the last child stands for.
         self._children = f"""
             WITH RECURSIVE
@@ -134,7 +142,7 @@ class PostgreSQLBackend(Backend):
               )
             SELECT CASE strpos(substr(key, %(skip)s), '/') WHEN 0 THEN key
                      ELSE left(key, %(skip)s - 1 + strpos(substr(key, %(skip)s), '/')) END, NULL
-            FROM found WHERE key IS NOT NULL LIMIT %(limit)s"""
+            FROM found WHERE key IS NOT NULL"""
 
     @classmethod
     def of_client(cls, client: Any, *, asynchronous: bool, **options: Any) -> PostgreSQLBackend:
@@ -181,7 +189,9 @@ class PostgreSQLBackend(Backend):
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         return bool((yield from self._fetchall(getattr(self, f"_{mode}"), (key, value))))
 
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
+        if new is None:
+            return bool((yield from self._fetchall(self._remove, (key, old))))
         return bool((yield from self._fetchall(self._replace, (new, key, old))))
 
     def scan(
@@ -195,11 +205,14 @@ class PostgreSQLBackend(Backend):
     ) -> Step[Page]:
         limit = limit or PAGE
         start, end = scan_range(prefix, after, children=delimiter is not None)
+        # The limit is part of the statement: with it as a parameter the server would plan anew each time, since a
+        # plan for any limit looks dearer to it than the one for this limit.
         if delimiter:
-            parameters = {"start": start, "end": end, "skip": len(prefix) + 1, "limit": limit}
-            rows = yield from self._fetchall(self._children, parameters)
+            parameters = {"start": start, "end": end, "skip": len(prefix) + 1}
+            rows = yield from self._fetchall(f"{self._children} LIMIT {limit:d}", parameters)
         else:
-            rows = yield from self._fetchall(self._items if values else self._keys, (start, end, limit))
+            statement = self._items if values else self._keys
+            rows = yield from self._fetchall(f"{statement} LIMIT {limit:d}", (start, end))
         return Page(rows, rows[-1][0] if len(rows) == limit else None)
 
     def delete(self, keys: Iterable[str]) -> Step[None]:
@@ -289,7 +302,7 @@ class PostgreSQLBackend(Backend):
         columns = yield from self._columns(connection)
         if not columns:
             # Of two that find that it does not exist one may be told that it does.
-            with contextlib.suppress(psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):
+            with contextlib.suppress(*_EXISTS_ALREADY):
                 # Both in one message are one transaction.
                 yield connection.execute(
                     f'CREATE TABLE IF NOT EXISTS {self._table} (key text COLLATE "C" PRIMARY KEY, '
@@ -338,6 +351,8 @@ class _Broken(Exception):
 
 
 _GIVEN = "postgresql://client"
+# What the loser of a race to make a table may be told, depending on how far the winner was.
+_EXISTS_ALREADY = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation)
 # Errors that waiting does not help against, though they are operational.
 _REFUSED = (
     psycopg.errors.InvalidPassword,

@@ -55,13 +55,19 @@ REGISTERED = b"1"
 class _Script(NamedTuple):
     text: str
     sha: str
+    above: bool
+    """Whether it works on the folders above too, where they are on the same server."""
 
 
-def _script(text: str) -> _Script:
-    # KEYS: values and index of a folder, and on a single server of all folders above it.
+def _script(text: str, *, above: bool = False) -> _Script:
+    # KEYS: values and index of a folder, and where it works on them of all folders above.
     # ARGV: the name of each of these folders in the one above, but for the last; then the script's own arguments.
-    text = (
-        """
+    if above:
+        text = _ABOVE + text
+    return _Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), above)
+
+
+_ABOVE = """
 local levels = #KEYS / 2
 local function argument(number) return ARGV[levels - 1 + number] end
 local function remove_empty_folders()
@@ -76,13 +82,27 @@ local function remove_empty_folders()
   return 1
 end
 """
-        + text
-    )
-    return _Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
+# A write in a folder that this process knows to be registered: whether it was done, or -1 if the folder is not.
+_WRITE_REGISTERED = _script("""
+local values, index, name = KEYS[1], KEYS[2], ARGV[2]
+if redis.call('HGET', values, '') ~= '1' then return -1 end
+if ARGV[1] == 'overwrite' then
+  redis.call('HSET', values, name, ARGV[3])
+elseif redis.call('HSETNX', values, name, ARGV[3]) == 0 then
+  return 0
+end
+redis.call('ZADD', index, 0, name)
+if ARGV[4] then
+  redis.call('PEXPIRE', values, ARGV[4])
+  redis.call('PEXPIRE', index, ARGV[4])
+end
+return 1
+""")
 
 # Whether the write was done, and where the folder is not registered, the token to register it with.
-_WRITE = _script("""
+_WRITE = _script(
+    """
 local values, index = KEYS[1], KEYS[2]
 local mode, name, value = argument(1), argument(2), argument(3)
 local old, ttl, token, confirmed = argument(4), argument(5), argument(6), argument(7)
@@ -121,22 +141,24 @@ if not state then
   state = token
 end
 return {won, state}
-""")
+""",
+    above=True,
+)
 
 # Names in order from the first bound to the second, with their values where asked for.
 _SCAN = _script("""
-local names = redis.call('ZRANGEBYLEX', KEYS[2], argument(1), argument(2), 'LIMIT', 0, argument(3))
-if argument(4) == '0' or #names == 0 then return {names} end
+local names = redis.call('ZRANGEBYLEX', KEYS[2], ARGV[1], ARGV[2], 'LIMIT', 0, ARGV[3])
+if ARGV[4] == '0' or #names == 0 then return {names} end
 return {names, redis.call('HMGET', KEYS[1], unpack(names))}
 """)
 
 # The same, where all that shares the text before the next "/" is one entry; the search for it starts at a position.
 _CHILDREN = _script("""
-local found, from, limit = {}, argument(1), tonumber(argument(3))
+local found, from, limit = {}, ARGV[1], tonumber(ARGV[3])
 while #found < limit do
-  local name = redis.call('ZRANGEBYLEX', KEYS[2], from, argument(2), 'LIMIT', 0, 1)[1]
+  local name = redis.call('ZRANGEBYLEX', KEYS[2], from, ARGV[2], 'LIMIT', 0, 1)[1]
   if not name then break end
-  local slash = string.find(name, '/', argument(4), true)
+  local slash = string.find(name, '/', ARGV[4], true)
   if slash then
     name = string.sub(name, 1, slash)
     from = '[' .. string.sub(name, 1, -2) .. '0'
@@ -149,7 +171,8 @@ return {found}
 """)
 
 # Names in order as for _SCAN, without the folders that have expired; their names are removed.
-_FOLDERS = _script("""
+_FOLDERS = _script(
+    """
 while true do
   local names = redis.call('ZRANGEBYLEX', KEYS[2], argument(1), argument(2), 'LIMIT', 0, argument(3))
   local expired = {}
@@ -163,19 +186,26 @@ while true do
   redis.call('ZREM', KEYS[2], unpack(expired))
   remove_empty_folders()
 end
-""")
+""",
+    above=True,
+)
 
-# Whether the folder is empty now.  With a token, only a name that has it as its value is removed.
-_DELETE = _script("""
-local names, token = {}, argument(1)
+# How many names were removed, and whether the folder is empty now.  With "=" and a value, only a name that still
+# has that value is removed.
+_DELETE = _script(
+    """
+local names, condition = {}, argument(1)
 for number = levels + 1, #ARGV do
-  if token == '' or redis.call('HGET', KEYS[1], ARGV[number]) == token then names[#names + 1] = ARGV[number] end
+  local value = condition ~= '' and redis.call('HGET', KEYS[1], ARGV[number])
+  if condition == '' or (value and '=' .. value == condition) then names[#names + 1] = ARGV[number] end
 end
-if #names == 0 then return 0 end
+if #names == 0 then return {0, 0} end
 redis.call('HDEL', KEYS[1], unpack(names))
 redis.call('ZREM', KEYS[2], unpack(names))
-return remove_empty_folders()
-""")
+return {#names, remove_empty_folders()}
+""",
+    above=True,
+)
 
 
 class RedisBackend(Backend):
@@ -188,6 +218,8 @@ class RedisBackend(Backend):
             ``rediss+cluster://`` and ``rediss+sentinel://`` likewise with TLS.
         prefix: what the names of all Redis keys start with.
         ttl: seconds after its last save when an app is removed, whole; 0 keeps it for ever.
+        replicas: how many replicas must have a write before it counts as done, asked for in the same round trip;
+            a failover may lose a write that no replica had.  Not on a cluster.
         timeout: seconds to wait for a connection, and for an answer.
         driver_options: all others go to redis-py, such as ``ssl_ca_certs`` or ``max_connections``.
     """
@@ -199,26 +231,46 @@ class RedisBackend(Backend):
         asynchronous: bool = False,
         prefix: str = "kvpersist:",
         ttl: float = 0.0,
+        replicas: int = 0,
         timeout: float = 10.0,
         **driver_options: Any,
     ) -> None:
-        super().__init__(url, asynchronous=asynchronous, prefix=prefix, ttl=ttl, timeout=timeout, **driver_options)
+        super().__init__(
+            url,
+            asynchronous=asynchronous,
+            prefix=prefix,
+            ttl=ttl,
+            replicas=replicas,
+            timeout=timeout,
+            **driver_options,
+        )
         if "{" in prefix or "}" in prefix:
             raise OptionError(f"the prefix {prefix!r} cannot hold braces: they decide the slot on a cluster")
         if ttl and ttl < 0.001:
             raise OptionError(f"ttl must be a number of seconds, or 0 for ever, not {ttl!r}")
+        try:
+            self._hosts = _hosts(url)
+        except ValueError:
+            # Neither the message nor the cause: what is taken for a port may be part of the password.
+            raise OptionError(
+                f"{redacted(url)}: a port is no number; special characters in a password must be percent-encoded"
+            ) from None
         self._prefix = prefix
         self._ttl = round(ttl * 1000)
+        self._replicas = replicas
         self._timeout = timeout
         self._driver_options = driver_options
         self._is_cluster = urlsplit(url).scheme.endswith("+cluster")
+        if replicas and self._is_cluster:
+            raise OptionError("replicas= is not for a cluster: redis-py sends WAIT there in a request of its own")
         self._clients: Clients[Any] | GivenClient[Any] = Clients(
             asynchronous=asynchronous,
             connect=self._connect,
             disconnect=self._disconnect,
             abandon=lambda client: None,
         )
-        self._places: dict[str, tuple[int, list[str], list[str]]] = {}
+        # Folders that the folders above know of, as last seen by this process.
+        self._registered: set[str] = set()
         # On a cluster: tokens that this process registered folders with, to be confirmed by its next save.
         self._tokens: dict[str, bytes] = {}
 
@@ -232,9 +284,11 @@ class RedisBackend(Backend):
                 f"RedisCluster, not a {type(client).__module__}.{type(client).__qualname__}"
             )
         is_cluster = isinstance(client, kinds[1])
-        unknown = options.keys() - {"prefix", "ttl"}
+        unknown = options.keys() - {"prefix", "replicas", "ttl"}
         if unknown:
-            raise OptionError(f"a store made of a client has no option {min(unknown)!r}; known are prefix, ttl")
+            raise OptionError(
+                f"a store made of a client has no option {min(unknown)!r}; known are prefix, replicas, ttl"
+            )
         backend = cls(
             "redis+cluster://client" if is_cluster else "redis://client", asynchronous=asynchronous, **options
         )
@@ -266,7 +320,10 @@ class RedisBackend(Backend):
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         return (yield from self._write(*_split(key), mode, value))
 
-    def replace(self, key: str, old: bytes, new: bytes) -> Step[bool]:
+    def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
+        if new is None:
+            folder, name = _split(key)
+            return bool((yield from self._delete_in(folder, [name], old)))
         return (yield from self._write(*_split(key), "replace", new, old))
 
     def scan(
@@ -341,20 +398,31 @@ class RedisBackend(Backend):
             for first in range(0, len(going), PAGE):
                 yield from self._delete_in(folder, going[first : first + PAGE])
 
-    def _delete_in(self, folder: str, names: list[Any], token: bytes = b"") -> Step[None]:
+    def _delete_in(self, folder: str, names: list[Any], only: bytes | None = None) -> Step[int]:
+        """Remove names, those that have the value `only` where it is given; returns how many were removed."""
         above, own_name = _above(folder)
         own_token = None
         if self._is_cluster and folder:
             own_token = yield from self._command("HGET", self._keys(above)[0], own_name)
-        emptied = yield from self._run(_DELETE, folder, token, *names)
+        removed, emptied = yield from self._run(_DELETE, folder, b"" if only is None else b"=" + only, *names)
         if emptied and own_token:
             yield from self._delete_in(above, [own_name], own_token)
+        count: int = removed
+        return count
 
     def _write(self, folder: str, name: str, mode: str, value: bytes, old: bytes = b"") -> Step[bool]:
         ttl = self._ttl if _is_app(folder) else 0
+        if folder in self._registered and mode != "replace":
+            expiry = (ttl,) if ttl else ()
+            done = yield from self._run(_WRITE_REGISTERED, folder, mode, name, value, *expiry)
+            if done >= 0:
+                return bool(done)
+            self._registered.discard(folder)
         if not self._is_cluster or not folder:
             # At the root there is nothing to register: what comes back besides is of no interest.
             done = yield from self._run(_WRITE, folder, mode, name, value, old, ttl, "", "")
+            if done and folder:
+                self._remember(folder)
             return bool(done)
         new_token = f"{'ttl:' if ttl else ''}{uuid.uuid4().hex}"
         done = yield from self._run(
@@ -362,6 +430,8 @@ class RedisBackend(Backend):
         )
         if not isinstance(done, list):
             self._tokens.pop(folder, None)
+            if done:
+                self._remember(folder)
             return bool(done)
         done, token = done
         above, own_name = _above(folder)
@@ -371,43 +441,54 @@ class RedisBackend(Backend):
         self._tokens[folder] = token
         return bool(done)
 
+    def _remember(self, folder: str) -> None:
+        if len(self._registered) >= 10_000:  # what is forgotten costs nothing but time
+            self._registered.clear()
+        self._registered.add(folder)
+
     def _keys(self, folder: str) -> tuple[str, str]:
         stem = f"{self._prefix}{{{folder or '/'}}}"
         return f"{stem}values", f"{stem}index"
 
     def _run(self, script: _Script, folder: str, *arguments: Any) -> Step[Any]:
         """Run a script on a folder, and load it where the server does not have it."""
-        place = self._places.get(folder)
-        if place is None:
-            place = self._place(folder)
+        keys: Iterable[str] = self._keys(folder)
+        names: list[str] = []
+        if script.above and not self._is_cluster:
+            keys = [*keys]
+            above = folder
+            while above:
+                above, name = _above(above)
+                keys += self._keys(above)
+                names.append(name)
+        command = (script.sha, 2 + 2 * len(names), *keys, *names, *arguments)
+        writes = script is not _SCAN and script is not _CHILDREN
         try:
-            return (yield from self._command("EVALSHA", script.sha, place[0], *place[1], *place[2], *arguments))
+            return (yield from self._command("EVALSHA", *command, writes=writes))
         except StoreError as error:
             if not isinstance(error.__cause__, redis.exceptions.NoScriptError):
                 raise
-        return (yield from self._command("EVAL", script.text, place[0], *place[1], *place[2], *arguments))
+        return (yield from self._command("EVAL", script.text, *command[1:], writes=writes))
 
-    def _place(self, folder: str) -> tuple[int, list[str], list[str]]:
-        """How many keys a script gets that works on a folder, which they are, and the names of the folders."""
-        keys, names = [*self._keys(folder)], []
-        above = folder
-        while above and not self._is_cluster:
-            above, name = _above(above)
-            keys += self._keys(above)
-            names.append(name)
-        if len(self._places) >= 4096:
-            self._places.clear()
-        place = self._places[folder] = (len(keys), keys, names)
-        return place
-
-    def _command(self, *command: Any) -> Step[Any]:
+    def _command(self, *command: Any, writes: bool = False) -> Step[Any]:
         """The one place where a command is sent."""
         try:
             client = yield from self._clients.get()
             # Values are bytes, also where the client was made to decode.
-            return (yield client.execute_command(*command, NEVER_DECODE=True))
+            if not (self._replicas and writes):
+                return (yield client.execute_command(*command, NEVER_DECODE=True))
+            pipeline = client.pipeline(transaction=False)
+            pipeline.execute_command(*command, NEVER_DECODE=True)
+            pipeline.execute_command("WAIT", self._replicas, round(self._timeout * 500))
+            result, copies = yield pipeline.execute()
         except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
             raise self._translated(error) from error
+        if copies < self._replicas:
+            raise StoreUnavailableError(
+                f"{redacted(self.url)}: written, but only {copies} of {self._replicas} replicas said in time that they "
+                "have it; saving again makes sure"
+            )
+        return result
 
     def _connect(self) -> Step[Any]:
         yield from ()
@@ -425,10 +506,18 @@ class RedisBackend(Backend):
         query = f"?{urlencode(texts)}" if texts else ""
         try:
             if not kind:
-                # Who finds all connections in use waits for one.
-                pool = module.BlockingConnectionPool.from_url(self.url + query, **{"timeout": self._timeout, **options})
+                if self.asynchronous:
+                    # A task that finds all connections in use waits for one.
+                    options.setdefault("timeout", self._timeout)
+                    pool = module.BlockingConnectionPool.from_url(self.url + query, **options)
+                else:
+                    # As many connections as there are threads.
+                    options.setdefault("max_connections", 2**31)
+                    pool = module.ConnectionPool.from_url(self.url + query, **options)
+                pool.connection_class(**pool.connection_kwargs)  # not connected, but raises for an unknown option
                 return module.Redis.from_pool(pool)
-            hosts, first, path = self._hosts()
+            login, at, listed = urlsplit(self.url).netloc.rpartition("@")
+            first = f"{login}{at}{listed.partition(',')[0]}"
             options = {**module.connection.parse_url(f"{scheme}://{first}{query}"), **options}
             del options["host"]
             options.pop("port", None)
@@ -437,33 +526,20 @@ class RedisBackend(Backend):
             if kind == "cluster":
                 node = module.cluster.ClusterNode
                 options.setdefault("max_connections", 2**31)  # there, who finds all in use would fail
-                client = module.RedisCluster(startup_nodes=[node(*host) for host in hosts], **options)
+                client = module.RedisCluster(startup_nodes=[node(*host) for host in self._hosts], **options)
                 if self.asynchronous:
                     yield client.initialize()  # by one task, before many use it
                 return client
-            service, _, database = path.partition("/")
+            service, _, database = urlsplit(self.url).path.strip("/").partition("/")
             if not service:
                 raise OptionError(f"{redacted(self.url)!r} names no service, as in redis+sentinel://host:26379/service")
             shared = {name: options[name] for name in _SENTINEL_OPTIONS if name in options}
             sentinel = module.sentinel.Sentinel(
-                hosts, sentinel_kwargs={**shared, **options.pop("sentinel_kwargs", {})}, **options
+                self._hosts, sentinel_kwargs={**shared, **options.pop("sentinel_kwargs", {})}, **options
             )
             return sentinel.master_for(unquote(service), db=int(database or 0))
         except (TypeError, ValueError) as error:
             raise OptionError(f"{redacted(self.url)}: {error}") from error
-
-    def _hosts(self) -> tuple[list[tuple[str, int]], str, str]:
-        """The hosts that the URL names, the URL's authority with but the first of them, and its path."""
-        parts = urlsplit(self.url)
-        login, at, listed = parts.netloc.rpartition("@")
-        hosts = []
-        for each in listed.split(","):
-            one = urlsplit(f"//{each}")
-            try:
-                hosts.append((one.hostname or "", one.port or (26379 if "sentinel" in parts.scheme else 6379)))
-            except ValueError as error:
-                raise OptionError(f"{redacted(self.url)!r}: {error}") from error
-        return hosts, f"{login}{at}{listed.partition(',')[0]}", parts.path.strip("/")
 
     def _disconnect(self, client: Any) -> Step[None]:
         manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
@@ -489,6 +565,14 @@ _CLUSTER_DOWN = (
     redis.exceptions.RedisClusterException,
 )
 _SENTINEL_OPTIONS = ("socket_timeout", "socket_connect_timeout", "ssl", "ssl_ca_certs", "ssl_cert_reqs")
+
+
+def _hosts(url: str) -> list[tuple[str, int]]:
+    """The hosts and ports that a URL names."""
+    parts = urlsplit(url)
+    port = 26379 if parts.scheme.endswith("sentinel") else 6379
+    each_host = (urlsplit(f"//{each}") for each in parts.netloc.rpartition("@")[2].split(","))
+    return [(each.hostname or "", each.port or port) for each in each_host]
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -75,6 +75,7 @@ class BucketBackend(FsspecBackend):
         return self._prefix + key
 
     async def _prepare(self, client: Client) -> None:
+        await super()._prepare(client)
         if self._create_bucket:
             await self._make_bucket(client)
 
@@ -108,7 +109,8 @@ class S3Backend(BucketBackend):
     def _make(self) -> Any:
         # botocore's pool of 10 connections would make the 11th request in flight wait.
         config = {"max_pool_connections": 64, **(self._settings.get("config_kwargs") or {})}
-        settings = {**self._settings, "config_kwargs": config, "use_listings_cache": False}
+        # With one connection an object s3fs need not ask for its size before it reads it.
+        settings = {**self._settings, "config_kwargs": config, "use_listings_cache": False, "max_concurrency": 1}
         return self._kind(asynchronous=self.asynchronous, skip_instance_cache=True, **settings)
 
     async def _prepare(self, client: Client) -> None:
@@ -120,8 +122,8 @@ class S3Backend(BucketBackend):
         session.meta.events.unregister("before-parameter-build.s3.ListObjectsV2", set_list_objects_encoding_type_url)
         await super()._prepare(client)
 
-    async def _finish(self, client: Client) -> None:
-        session = await client.filesystem.set_session()
+    async def _finish(self, filesystem: Any) -> None:
+        session = await filesystem.set_session()
         await session.close()
 
     async def _request(self, client: Client, operation: str, **parameters: Any) -> Any:
@@ -140,8 +142,7 @@ class S3Backend(BucketBackend):
 
     async def _read(self, client: Client, path: str) -> bytes | None:
         try:
-            # With one connection s3fs need not ask for the size first.
-            value: bytes = await client.filesystem._cat_file(f"{self.bucket}/{path}", max_concurrency=1)
+            value: bytes = await client.filesystem._cat_file(f"{self.bucket}/{path}")
         except FileNotFoundError as error:
             if _code(error) in ("NoSuchKey", "404"):
                 return None
@@ -151,7 +152,7 @@ class S3Backend(BucketBackend):
     async def _write(self, client: Client, path: str, value: bytes, mode: Mode) -> bool:
         return await self._put(client, path, value, **({"IfNoneMatch": "*"} if mode == "create" else {}))
 
-    async def _replace(self, client: Client, path: str, old: bytes, new: bytes) -> bool:
+    async def _replace(self, client: Client, path: str, old: bytes, new: bytes | None) -> bool:
         try:
             found = await self._request(client, "get_object", Key=path)
         except FileNotFoundError as error:
@@ -161,7 +162,18 @@ class S3Backend(BucketBackend):
         async with found["Body"] as body:
             if await body.read() != old:
                 return False
+        if new is None:
+            return await self._remove(client, path, found["ETag"])
         return await self._put(client, path, new, IfMatch=found["ETag"])
+
+    async def _remove(self, client: Client, path: str, etag: str) -> bool:
+        try:
+            await self._request(client, "delete_object", Key=path, IfMatch=etag)
+        except Exception as error:
+            if _code(error) in _LOST or _code(error) in ("NoSuchKey", "404"):
+                return False
+            raise
+        return True
 
     async def _put(self, client: Client, path: str, value: bytes, **condition: str) -> bool:
         try:
@@ -189,7 +201,9 @@ class S3Backend(BucketBackend):
             children = [each["Prefix"][own:] for each in page.get("CommonPrefixes", ())]
             found = sorted(key for key in keys + children if key != after)
             if found or not page.get("IsTruncated"):
-                return found, max(found) if page.get("IsTruncated") else None
+                # The server's own last, not ours: SeaweedFS orders folders without their slash.
+                last = max(each[-1] for each in (keys, children) if each) if found else None
+                return found, last if page.get("IsTruncated") else None
             parameters["ContinuationToken"] = page["NextContinuationToken"]
 
     async def _delete(self, client: Client, paths: list[str]) -> None:
@@ -214,7 +228,7 @@ class S3Backend(BucketBackend):
         if code in _ELSEWHERE:
             return StoreError(
                 f"{where}: the bucket is in another region than the one that was asked ({code}): {what}; "
-                'say storage_options={"client_kwargs": {"region_name": ...}}'
+                f'say storage_options={{"client_kwargs": {{"region_name": {_region(error)!r}}}}}'
             )
         if code in _BUSY or code[:1] == "5" or code in ("429", "TooManyRequests"):
             return StoreUnavailableError(f"{where}: the store is too busy, also after retries ({code}): {what}")
@@ -229,11 +243,21 @@ class S3Backend(BucketBackend):
         return super()._translated(error)
 
 
-def _code(error: BaseException | None) -> str:
-    """The code of S3's own that an exception of s3fs or botocore stands for, or nothing."""
+def _answer(error: BaseException | None) -> dict[str, Any]:
+    """What S3 said, where an exception of s3fs or botocore stands for an answer of S3's."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
+            return response
         error = error.__cause__
-    return ""
+    return {}
+
+
+def _code(error: BaseException) -> str:
+    return str(_answer(error).get("Error", {}).get("Code", ""))
+
+
+def _region(error: BaseException) -> str:
+    answer = _answer(error)
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(answer.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region") or "...")

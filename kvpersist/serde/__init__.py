@@ -207,7 +207,7 @@ class Serde:
             UntrustedRecordError: where it is not encrypted, or not with one of the encryption keys.
             DeserializationError: where it holds what this reader cannot or may not rebuild.
         """
-        self._reader(header, sealed.where)  # an unsafe record is refused before anything is done with it
+        self._reader(header)  # an unsafe record is refused before anything is done with it
         return self._loads(header, self._opened(header, sealed))
 
     def _opened(self, header: Header, sealed: Sealed) -> bytes:
@@ -231,7 +231,7 @@ class Serde:
         return payload
 
     def _loads(self, header: Header, payload: bytes) -> dict[str, Any]:
-        reader = self._reader(header, str(header.id))
+        reader = self._reader(header)
         of_another = header.python is not None and header.python != PYTHON
         if of_another and getattr(reader, "holds_code", lambda _: False)(payload):
             raise DeserializationError(
@@ -253,7 +253,7 @@ class Serde:
             raise DeserializationError(f"{header.id}: the record holds a {type(state).__name__}, not a state")
         return state
 
-    def _reader(self, header: Header, where: str) -> Serializer:
+    def _reader(self, header: Header) -> Serializer:
         name = header.serializer
         reader = self._readers.get(name)
         if reader is None:
@@ -261,13 +261,13 @@ class Serde:
                 reader = _installed(name, self._options)
             except OptionError as error:
                 raise DeserializationError(
-                    f"{where}: the record was written by the serializer {name!r}, which is not installed here; "
+                    f"{header.id}: the record was written by the serializer {name!r}, which is not installed here; "
                     f"installed are {_names()}"
                 ) from error
             if not _is_safe(reader) and name not in self._allowed_unsafe:
                 raise UnsafeSerializerError(
-                    f"{where}: the record says that it was written by {name}, and opening it could run any code. If "
-                    f"all who can write to the store are trusted, say serde_kwargs={{'allow_unsafe': [{name!r}]}}"
+                    f"{header.id}: the record says that it was written by {name}, and opening it could run any code. "
+                    f"If all who can write to the store are trusted, say serde_kwargs={{'allow_unsafe': [{name!r}]}}"
                 )
             self._readers[name] = reader
         return reader

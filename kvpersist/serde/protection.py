@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ..errors import MissingExtraError, OptionError, UntrustedRecordError
+from ..errors import MissingExtraError, OptionError, StoreError, UntrustedRecordError
 from ..records import Header
 
 ALGORITHMS = {"aes-gcm": ("AESGCM", (16, 24, 32)), "chacha20-poly1305": ("ChaCha20Poly1305", (32,))}
@@ -74,7 +74,10 @@ class Encryption:
         if self._wrapper is not None:
             if self._records_left <= 0:
                 key = os.urandom(32)
-                self._data_key = key, base64.b64encode(self._wrapper.wrap(key)).decode()
+                try:
+                    self._data_key = key, base64.b64encode(self._wrapper.wrap(key)).decode()
+                except Exception as error:
+                    raise StoreError("the key_wrapper could not wrap a key; nothing was written") from error
                 self._records_left = _RECORDS_A_DATA_KEY
             self._records_left -= 1
             key, fields["wrapped_key"] = self._data_key

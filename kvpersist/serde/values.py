@@ -18,6 +18,7 @@ import decimal
 import enum
 import importlib
 import math
+import struct
 import sys
 import uuid
 import zoneinfo
@@ -130,7 +131,7 @@ class TreeSerializer:
         if kind is int:
             return value if -(2**63) <= value < 2**64 else self._tagged("int", _digits(value), {})
         if kind is float:
-            return value if math.isfinite(value) else self._tagged("float", _signed(value), {})
+            return value if math.isfinite(value) else self._tagged("float", _not_finite(value), {})
         if depth > MAX_DEPTH:
             raise SerializationError(
                 f"{path_text(path)[:200]}... is nested more than {MAX_DEPTH} levels deep, or holds itself",
@@ -235,7 +236,9 @@ class TreeSerializer:
     def _allowed_class(self, name: str) -> type:
         """The class of a name in a record.  Imports only what the reader allowed."""
         allowed = self._classes.get(name)
-        if allowed is None and self._allows_module(name.partition(":")[0]):
+        module = name.partition(":")[0]
+        # Importing runs a module: only one that was named itself, not one that is merely below it.
+        if allowed is None and self._allows_module(module) and (module in sys.modules or module in self._modules):
             allowed = _found(name)
         if allowed is None:
             raise DeserializationError(
@@ -306,7 +309,7 @@ def _encoded_set(self: TreeSerializer, value: Any, path: Path, depth: int) -> An
 def _encoded_moment(self: TreeSerializer, value: Any, path: Path, depth: int) -> Any:
     text, zone = value.isoformat(), value.tzinfo
     more: dict[str, Any] = {}
-    if type(zone) is zoneinfo.ZoneInfo and zone.key:
+    if type(zone) is zoneinfo.ZoneInfo and zone is _usual_zone(zone.key):
         text = value.replace(tzinfo=None).isoformat()
         more["zone"] = zone.key
     elif zone is not None and (type(zone) is not dt.timezone or repr(zone) != repr(dt.timezone(zone.utcoffset(None)))):
@@ -318,6 +321,14 @@ def _encoded_moment(self: TreeSerializer, value: Any, path: Path, depth: int) ->
     if value.fold:
         more["fold"] = 1
     return self._tagged(type(value).__name__, text, more)
+
+
+def _usual_zone(key: str | None) -> zoneinfo.ZoneInfo | None:
+    """The zone that everybody gets for a key; one made of a file may have the same key and other rules."""
+    try:
+        return zoneinfo.ZoneInfo(key) if key else None
+    except (ValueError, zoneinfo.ZoneInfoNotFoundError):
+        return None
 
 
 def _decoded_moment(kind: type[dt.datetime] | type[dt.time]) -> _Decoder:
@@ -347,8 +358,12 @@ _ENCODERS: dict[type, _Encoder] = {
         "timedelta", [value.days, value.seconds, value.microseconds], {}
     ),
     decimal.Decimal: lambda self, value, path, depth: self._tagged("Decimal", str(value), {}),
-    uuid.UUID: lambda self, value, path, depth: self._tagged("UUID", str(value), {}),
-    complex: lambda self, value, path, depth: self._tagged("complex", [_signed(value.real), _signed(value.imag)], {}),
+    uuid.UUID: lambda self, value, path, depth: self._tagged(
+        "UUID", str(value), {} if value.is_safe is uuid.SafeUUID.unknown else {"is_safe": value.is_safe.value}
+    ),
+    complex: lambda self, value, path, depth: self._tagged(
+        "complex", [_not_finite(value.real), _not_finite(value.imag)], {}
+    ),
     _Field: lambda self, value, path, depth: self._of_burr(
         "field", _burr_fields()[value.name][0], value.value, path, depth, {"name": value.name}
     ),
@@ -357,7 +372,7 @@ _ENCODERS: dict[type, _Encoder] = {
 _DECODERS: dict[str, _Decoder] = {
     "str": lambda self, value, more: self._unbinary(value).decode("utf-8", "surrogatepass"),
     "int": lambda self, value, more: int(value, 0),
-    "float": lambda self, value, more: float(value),
+    "float": lambda self, value, more: _float(value),
     "dict": lambda self, value, more: {key: each for key, each in value},  # noqa: C416  a pair is checked to be one
     "tuple": lambda self, value, more: tuple(value),
     "set": lambda self, value, more: set(value),
@@ -371,8 +386,8 @@ _DECODERS: dict[str, _Decoder] = {
     "date": lambda self, value, more: dt.date.fromisoformat(value),
     "timedelta": lambda self, value, more: dt.timedelta(*value),
     "Decimal": lambda self, value, more: decimal.Decimal(value),
-    "UUID": lambda self, value, more: uuid.UUID(value),
-    "complex": lambda self, value, more: complex(*map(float, value)),
+    "UUID": lambda self, value, more: uuid.UUID(value, is_safe=uuid.SafeUUID(more.get("is_safe"))),
+    "complex": lambda self, value, more: complex(*map(_float, value)),
     "field": lambda self, value, more: self._from_burr(value, more["name"]),
     "burr": lambda self, value, more: self._from_burr(value),
 }
@@ -417,6 +432,9 @@ def _taken_apart(value: Any) -> tuple[str, Any, dict[str, Any]] | None:
     if _is_pydantic_model(kind):
         import pydantic
 
+        own = kind.__mro__[: kind.__mro__.index(pydantic.BaseModel)]
+        if any(hasattr(value, slot) for each in own for slot in _slots(each)):
+            return None  # it holds more than its fields
         state = pydantic.BaseModel.__getstate__(value)
         more = {
             "set": sorted(state["__pydantic_fields_set__"]),
@@ -442,7 +460,12 @@ def _fields(kind: Any) -> tuple[Any, ...]:
 def _slots(kind: type) -> list[str]:
     slots = kind.__dict__.get("__slots__", ())
     names = [slots] if isinstance(slots, str) else list(slots)
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
+    private = f"_{kind.__name__.lstrip('_')}__"  # what Python makes of a name that starts with two underscores
+    return [
+        private + name[2:] if name.startswith("__") and not name.endswith("__") else name
+        for name in names
+        if name not in ("__dict__", "__weakref__")
+    ]
 
 
 def _put_together(
@@ -571,9 +594,19 @@ def _burr_serialize(kind: type) -> Callable[..., Any] | None:
     return registered
 
 
-def _signed(value: float) -> str:
+def _not_finite(value: float) -> str:
+    """A float as text, a NaN with its bits where they are not the usual ones."""
     text = repr(value)
-    return text if text.startswith("-") or math.copysign(1, value) > 0 else "-" + text  # a NaN's sign
+    if not math.isnan(value) or struct.pack(">d", value) == struct.pack(">d", math.nan):
+        return text
+    return f"nan:{struct.pack('>d', value).hex()}"
+
+
+def _float(text: str) -> float:
+    if text.startswith("nan:"):
+        value: float = struct.unpack(">d", bytes.fromhex(text[4:]))[0]
+        return value
+    return float(text)
 
 
 def _digits(value: int) -> str:
@@ -590,8 +623,8 @@ def _found(full_name: str) -> type | None:
     try:
         found: Any = importlib.import_module(module)
         for name in qualified.split("."):
-            found = getattr(found, name)
-    except (ImportError, AttributeError):
+            found = vars(found)[name]  # not getattr, which a module or a class may answer by running code
+    except (ImportError, KeyError, TypeError, ValueError):
         return None
     return found if isinstance(found, type) and _full_name(found) == full_name else None
 

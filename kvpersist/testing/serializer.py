@@ -6,6 +6,7 @@ import collections
 import datetime as dt
 import decimal
 import math
+import struct
 import uuid
 import zoneinfo
 from typing import Any
@@ -41,6 +42,7 @@ VALUES: list[Any] = [
     -math.inf,
     math.nan,
     -math.nan,
+    struct.unpack(">d", bytes.fromhex("7ff8000000000123"))[0],
     "",
     "text",
     "\0\t\n\u2028\x7f",
@@ -74,6 +76,7 @@ VALUES: list[Any] = [
     decimal.Decimal("1E+400"),
     decimal.Decimal("NaN"),
     uuid.UUID(int=5),
+    uuid.UUID(int=5, is_safe=uuid.SafeUUID.safe),
     dt.datetime(2026, 11, 24, 6, 23, 49, 123456),
     dt.datetime(1, 1, 1),
     dt.datetime(2026, 11, 24, tzinfo=dt.timezone.utc),
@@ -217,10 +220,14 @@ def exactly(value: Any) -> Any:
         return kind, sorted(map(exactly, value), key=repr)
     if isinstance(value, (list, tuple, collections.deque)):
         return kind, getattr(value, "maxlen", None), [exactly(each) for each in value]
-    if kind in (float, decimal.Decimal):
-        return kind, repr(value), math.copysign(1, value)
+    if kind is float:
+        return kind, struct.pack(">d", value)
+    if kind is decimal.Decimal:
+        return kind, repr(value)
     if kind is complex:
         return kind, exactly(value.real), exactly(value.imag)
     if isinstance(value, (dt.datetime, dt.time)):
         return kind, value.isoformat(), value.fold, repr(value.tzinfo)
+    if kind is uuid.UUID:
+        return kind, value, value.is_safe
     return kind, value
