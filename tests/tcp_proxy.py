@@ -7,6 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
+LARGE = 1 << 16
+"""From how many bytes on a request may come in parts."""
+
 Fault = Literal["cut before", "cut after", "silence"]
 
 
@@ -87,7 +90,7 @@ class TCPProxy:
             return
         self._open.add(to_writer)
         # Whether the server has answered what the client sent last, and whether that answer is to be lost.
-        state = {"answered": True, "lose": False}
+        state: dict[str, int] = {"answered": True, "lose": False, "sent": 0}
         pumps = [
             asyncio.ensure_future(self._requests(reader, to_writer, state)),
             asyncio.ensure_future(self._answers(to_reader, writer, state)),
@@ -103,13 +106,14 @@ class TCPProxy:
                 each.transport.abort()
 
     async def _requests(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, bool]
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, int]
     ) -> None:
         while data := await reader.read(1 << 16):
             if not self._ignore(data):
                 if state["answered"]:
                     self.round_trips += 1
-                    state["answered"] = False
+                    state.update(answered=False, sent=0)
+                state["sent"] += len(data)
                 if self._fault == "cut before":
                     self._fault = None
                     return
@@ -120,12 +124,15 @@ class TCPProxy:
             writer.write(data)
             await writer.drain()
 
-    async def _answers(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, bool]
-    ) -> None:
+    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, int]) -> None:
         while data := await reader.read(1 << 16):
-            state["answered"] = True
             if state["lose"]:
                 return
+            # An early answer to a part of what is still being sent ends no round trip: the client does not wait for it.
+            sent = -1
+            while state["sent"] >= LARGE and state["sent"] != sent:
+                sent = state["sent"]
+                await asyncio.sleep(0.2)
+            state["answered"] = True
             writer.write(data)
             await writer.drain()

@@ -258,6 +258,39 @@ class TestOptions(FaceFixtures):
         with redis.Redis(port=server.port) as client:
             assert client.keys(f"{prefix}*") == []
 
+    @pytest.mark.parametrize("size", [10, 1_000_000])
+    @pytest.mark.parametrize("mode", ["create", "overwrite"])
+    def test_what_another_process_deleted_is_listed_again(
+        self, face: Face, server: Server, prefix: str, size: int, mode: str
+    ) -> None:
+        one, other = (face.store(f"redis://127.0.0.1:{server.port}", prefix=prefix, ttl=100) for _ in range(2))
+        for _ in range(3):
+            assert one.put("n/p/a/1", b"x" * size, mode) is True
+            assert one.put("n/p/a/1", b"y", "create") is False
+            assert one.put("n/p/a/2", b"z" * size, mode) is True
+            assert other.scan("n/p/", delimiter="/").entries == [("n/p/a/", None)]
+            assert other.scan("", values=True).entries == [("n/p/a/1", b"x" * size), ("n/p/a/2", b"z" * size)]
+            with redis.Redis(port=server.port) as client:
+                for part in ("values", "index"):
+                    assert 0 < client.pttl(f"{prefix}{{n/p/a/}}{part}") <= 100_000
+            other.delete(["n/p/a/1", "n/p/a/2"])
+            assert one.scan("", delimiter="/").entries == []
+
+    def test_no_limit_is_too_much_for_a_script(self, face: Face, server: Server, prefix: str) -> None:
+        store = face.store(f"redis://127.0.0.1:{server.port}", prefix=prefix)
+        names = [f"{number:05d}" for number in range(9000)]
+        with redis.Redis(port=server.port) as client:
+            client.hset(f"{prefix}{{n/p/a/}}values", mapping=dict.fromkeys(names, "x"))
+            client.zadd(f"{prefix}{{n/p/a/}}index", dict.fromkeys(names, 0))
+        page = store.scan("n/p/a/", limit=100_000, values=True)
+        found = page.entries
+        while page.after is not None:
+            page = store.scan("n/p/a/", limit=100_000, values=True, after=page.after)
+            found += page.entries
+        assert found == [(f"n/p/a/{name}", b"x") for name in names]
+        store.delete([key for key, _ in found])
+        assert store.scan().entries == []
+
     def test_driver_options(self, face: Face, server: Server, prefix: str) -> None:
         url = f"redis://127.0.0.1:{server.port}?client_name=me&prefix={prefix}"
         store = face.store(url, max_connections=3)

@@ -29,7 +29,7 @@ try:
     from pymongo.read_preferences import ReadPreference
     from pymongo.write_concern import WriteConcern
 except ImportError as error:
-    raise MissingExtraError('MongoDB needs pymongo 4.13 or newer: pip install "kvpersist[mongodb]"') from error
+    raise MissingExtraError('MongoDB needs pymongo 4.16 or newer: pip install "kvpersist[mongodb]"') from error
 
 MAX_DOCUMENT: Final = 16 * 1024 * 1024
 """The most bytes that MongoDB takes in a document."""
@@ -241,8 +241,12 @@ class MongoDBBackend(Backend):
         yield from ()
         kind: Any = pymongo.AsyncMongoClient if self.asynchronous else pymongo.MongoClient
         milliseconds = round(self._timeout * 1000)
-        # The second is how long closing waits for a server that is gone.
-        given = {"timeoutMS": milliseconds, "serverSelectionTimeoutMS": milliseconds, **self._driver_options}
+        given = {
+            "timeoutMS": milliseconds,
+            "connectTimeoutMS": milliseconds,  # how soon the driver notices that a server is silent
+            "serverSelectionTimeoutMS": milliseconds,  # how long closing waits for a server that is gone
+            **self._driver_options,
+        }
         texts = {name: value for name, value in given.items() if isinstance(value, str)}
         options = {name: value for name, value in given.items() if name not in texts}
         url = self.url if urlsplit(self.url).path else f"{self.url}/"

@@ -49,7 +49,9 @@ except ImportError as error:
 DEPTH: Final = 3
 """How many segments name an app's folder."""
 
-REGISTERED = b"1"
+REGISTERED: Final = b"1"
+LARGE: Final = 100_000
+"""From how many bytes on a value is written by a transaction, which costs more commands, and copies less."""
 
 
 class _Script(NamedTuple):
@@ -335,7 +337,7 @@ class RedisBackend(Backend):
         values: bool = False,
         delimiter: Literal["/"] | None = None,
     ) -> Step[Page]:
-        limit = limit or PAGE
+        limit = min(limit or PAGE, PAGE)  # a script's stack holds so many
         start, end = scan_range(prefix, after, children=delimiter is not None)
         folder, begun = _split(prefix)
         entries: list[Entry] = []
@@ -413,6 +415,14 @@ class RedisBackend(Backend):
     def _write(self, folder: str, name: str, mode: str, value: bytes, old: bytes = b"") -> Step[bool]:
         ttl = self._ttl if _is_app(folder) else 0
         if folder in self._registered and mode != "replace":
+            if len(value) >= LARGE and not self._is_cluster and not self._replicas:
+                done, state = yield from self._write_large(folder, name, mode, value, ttl)
+                if state in (REGISTERED, REGISTERED.decode()):
+                    return done
+                # Somebody has deleted the app.  The same again registers it anew, and finds its own value there.
+                self._registered.discard(folder)
+                yield from self._write(folder, name, mode, value)
+                return done
             expiry = (ttl,) if ttl else ()
             done = yield from self._run(_WRITE_REGISTERED, folder, mode, name, value, *expiry)
             if done >= 0:
@@ -440,6 +450,23 @@ class RedisBackend(Backend):
             self._tokens.clear()
         self._tokens[folder] = token
         return bool(done)
+
+    def _write_large(self, folder: str, name: str, mode: str, value: bytes, ttl: int) -> Step[tuple[bool, Any]]:
+        """Write without a script, which would copy the value several times: whether it was done, and the state."""
+        values, index = self._keys(folder)
+        try:
+            client = yield from self._clients.get()
+            transaction = client.pipeline(transaction=True)
+            transaction.hget(values, "")
+            transaction.execute_command("HSETNX" if mode == "create" else "HSET", values, name, value)
+            transaction.execute_command("ZADD", index, 0, name)
+            if ttl:
+                transaction.execute_command("PEXPIRE", values, ttl)
+                transaction.execute_command("PEXPIRE", index, ttl)
+            state, won, *_ = yield transaction.execute()
+        except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
+            raise self._translated(error) from error
+        return mode == "overwrite" or bool(won), state
 
     def _remember(self, folder: str) -> None:
         if len(self._registered) >= 10_000:  # what is forgotten costs nothing but time
