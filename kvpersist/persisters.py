@@ -350,7 +350,7 @@ class AsyncPersister(_Face, AsyncBaseStatePersister):
         **kwargs: Any,
     ) -> None:
         """See `Persister.save`."""
-        status = _status(state, sequence_id, position, status, _action_of_hook())
+        status = _status(state, sequence_id, position, status)
         await arun(self._open_history.save(partition_key, app_id, sequence_id, position, _fields(state), status))
 
     async def load(
@@ -439,44 +439,53 @@ def _fields(state: Any) -> Mapping[str, Any]:
     return state
 
 
-def _status(state: Any, sequence_id: int, position: str, status: Status, action: Any = None) -> Status:
+def _status(state: Any, sequence_id: int, position: str, status: Status) -> Status:
     """The status that Burr should have said.
 
     Burr 0.43 hands over the state from before the action, and calls it completed, where the step ended by something
-    that is no `Exception`: a task that was cancelled, Ctrl-C, a stream that was closed early.  An application that
-    is resumed from that would skip the action.  The state's own marks tell: it belongs to this step, and yet names
-    another as the last one that was completed.
+    that is no `Exception`: a task that was cancelled, Ctrl-C, SystemExit.  An application that is resumed from that
+    would skip the action.  That the step did not end shows in its result, which is then None, and in the state's own
+    marks: it belongs to this step, and names another as the last one that was completed.
 
     In an async application Burr does the same for actions that are not ``async def``, though they did complete
     (`Application._astep` keeps the old state in its ``finally``); of that there is only a warning.
     """
-    if not (
-        status == "completed"
-        and isinstance(state, State)
-        and state.get("__SEQUENCE_ID") == sequence_id
-        and state.get("__PRIOR_STEP") != position
-    ):
+    hook = _burr_hook(position) if status == "completed" else None
+    if hook is None:
         return status
-    if action is not None and not action.is_async():
-        warnings.warn(
-            f"Burr handed over the state from before the action {position!r}: in an async application its sync "
-            "actions are saved without what they did. Make the action 'async def'",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    is_stale = (
+        isinstance(state, State) and state.get("__SEQUENCE_ID") == sequence_id and state.get("__PRIOR_STEP") != position
+    )
+    if hook["result"] is not None and not is_stale:
         return status
     in_flight = sys.exc_info()[1]
-    ended_early = action is not None or (in_flight is not None and not isinstance(in_flight, Exception))
-    return "failed" if ended_early else status
+    if hook["action"].is_async() or (in_flight is not None and not isinstance(in_flight, Exception)):
+        return "failed"
+    warnings.warn(
+        f"Burr handed over the state from before the action {position!r}: in an async application its sync "
+        "actions are saved without what they did. Make the action 'async def'",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return status
 
 
-def _action_of_hook() -> Any:
-    """The action whose end Burr's hook reports to an async `save`, from the frame of the hook.
+def _burr_hook(position: str) -> dict[str, Any] | None:
+    """What Burr tells the hook that calls `save` at the end of a step, from the hook's frame.
 
-    Burr runs the hook in a task of its own, so that the exception that ends the step is out of sight there.
+    `save` is told neither the action nor its result; and Burr runs async hooks in a task of their own, where the
+    exception that ends the step is out of sight.
     """
-    hook = sys._getframe(1).f_back
-    return hook.f_locals.get("action") if hook and hook.f_code.co_name == "post_run_step" else None
+    frame = sys._getframe(1).f_back
+    for _ in range(5):  # of persisters that wrap ours, too
+        if frame is None:
+            return None
+        if frame.f_code.co_name == "post_run_step":
+            found = frame.f_locals
+            if "result" in found and getattr(found.get("action"), "name", None) == position:
+                return found
+        frame = frame.f_back
+    return None
 
 
 def _loaded(record: Record | None) -> PersistedStateData | None:

@@ -197,7 +197,8 @@ def test_typed_state(face: Face, make: Callable[..., Any]) -> None:
     assert resumed.sequence_id == 1
 
 
-def test_a_step_that_is_interrupted_is_not_completed(face: Face, make: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("before", ["ask", "work"])
+def test_a_step_that_is_interrupted_is_not_completed(face: Face, make: Callable[..., Any], before: str) -> None:
     """Burr calls a step completed that Ctrl-C or a cancelled task has ended, with the state from before it."""
     persister = make()
     started = asyncio.Event()
@@ -220,11 +221,16 @@ def test_a_step_that_is_interrupted_is_not_completed(face: Face, make: Callable[
         return (
             ApplicationBuilder()
             .with_actions(ask=ask(face), work=async_work if face.asynchronous else sync_work)
-            .with_transitions(("ask", "work", default), ("work", "ask", default))
+            .with_transitions(("ask", "work", default), ("work", "work", default))
         )
 
     app = build(face, persister, builder(), "ask")
     step(face, app)
+    if before == "work":  # an action that follows itself
+        interrupts = False
+        step(face, app)
+        interrupts = True
+    last = app.sequence_id
     if face.asynchronous:
 
         async def cancelled() -> None:
@@ -238,12 +244,10 @@ def test_a_step_that_is_interrupted_is_not_completed(face: Face, make: Callable[
     else:
         with pytest.raises(KeyboardInterrupt):
             step(face, app)
-    assert [(each.sequence_id, each.status) for each in persister.history("p", "app")] == [
-        (1, "failed"),
-        (0, "completed"),
-    ]
+    statuses = [(each.sequence_id, each.status) for each in persister.history("p", "app")]
+    assert statuses[:2] == [(last + 1, "failed"), (last, "completed")]
     interrupts = False
     resumed = build(face, persister, builder(), "ask")
     assert resumed.get_next_action().name == "work"
     step(face, resumed)
-    assert persister.load("p", "app")["state"]["log"] == ["ask", "work"]
+    assert persister.load("p", "app")["state"]["log"] == ["ask"] + ["work"] * (last + 1)
