@@ -27,7 +27,7 @@ from burr.core import State
 from click.testing import CliRunner
 from conftest import STORES
 from object_servers import ObjectServer, object_servers
-from test_dropin import BURRS, EXAMPLE, SYNC, VALUES_OF, no_table_is_left, rows_of_burr, tracked
+from test_dropin import EXAMPLE, SYNC, VALUES_OF, MakeBurrs, burr_made, no_table_is_left, rows_of_burr, tracked
 
 import kvpersist
 from kvpersist import ALL, DeserializationError, OptionError, Persister, Store, copy
@@ -35,7 +35,7 @@ from kvpersist.backends.memory import MemoryBackend
 from kvpersist.cli import main
 from kvpersist.steps import Step
 
-__all__ = ["no_table_is_left", "object_servers"]
+__all__ = ["burr_made", "no_table_is_left", "object_servers"]
 
 PARTITIONS: list[str | None] = [None, "", "p", "P/..\0é"]
 
@@ -300,9 +300,11 @@ def layout_url(name: str, values: dict[str, Any]) -> str:
     return f"burr+{servers.mongodb_url()}/{servers.RUN}?collection={values['collection_name']}"
 
 
-def test_what_burrs_persisters_have_written_loads_equal(store: tuple[str, dict[str, Any]]) -> None:
+def test_what_burrs_persisters_have_written_loads_equal(
+    burr_made: MakeBurrs, store: tuple[str, dict[str, Any]]
+) -> None:
     name, values = store
-    burrs = BURRS[name].from_values(**values)
+    burrs = burr_made(name, values)
     burrs.initialize()
     partitions = ["p", "q"] if name != "SQLitePersister" else [None, "p"]
     for partition in partitions:
@@ -334,10 +336,10 @@ def test_what_burrs_persisters_have_written_loads_equal(store: tuple[str, dict[s
     assert rows_of_burr(name, values) == before
 
 
-def test_burr_redis_without_a_namespace_and_with_strangers(tmp_path: Path) -> None:
+def test_burr_redis_without_a_namespace_and_with_strangers(burr_made: MakeBurrs, tmp_path: Path) -> None:
     partition = servers.unique()
     values = VALUES_OF["RedisBasePersister"](tmp_path) | {"namespace": None}
-    burrs = BURRS["RedisBasePersister"].from_values(**values)
+    burrs = burr_made("RedisBasePersister", values)
     burrs.save(partition, "app", 0, "step", State({"n": 1}), "completed")
     stranger = f"{partition}:some:hash"
     with redis.Redis.from_url(servers.redis_url()) as client:
@@ -347,9 +349,9 @@ def test_burr_redis_without_a_namespace_and_with_strangers(tmp_path: Path) -> No
         client.delete(stranger, partition, f"{partition}:app:0")
 
 
-def test_two_documents_of_one_step_are_told_apart(tmp_path: Path) -> None:
+def test_two_documents_of_one_step_are_told_apart(burr_made: MakeBurrs, tmp_path: Path) -> None:
     values = VALUES_OF["MongoDBBasePersister"](tmp_path)
-    burrs = BURRS["MongoDBBasePersister"].from_values(**values)
+    burrs = burr_made("MongoDBBasePersister", values)
     burrs.save("p", "app", 0, "step", State({"n": 1}), "completed")
     (document,) = burrs.collection.find()
     del document["_id"]
@@ -359,9 +361,9 @@ def test_two_documents_of_one_step_are_told_apart(tmp_path: Path) -> None:
     assert "other content" in report.not_carried[0].why
 
 
-def test_states_that_burr_or_the_serializer_cannot_hold(tmp_path: Path) -> None:
+def test_states_that_burr_or_the_serializer_cannot_hold(burr_made: MakeBurrs, tmp_path: Path) -> None:
     values = VALUES_OF["SQLitePersister"](tmp_path) | {"table_name": "burr_state"}
-    burrs = BURRS["SQLitePersister"].from_values(**values)
+    burrs = burr_made("SQLitePersister", values)
     burrs.initialize()
     burrs.save("p", "good", 0, "step", State({"n": 1}), "completed")
     tagged = {"__burr_serde__": "nobody.knows.this", "x": 1}
@@ -476,10 +478,12 @@ def _deserialize(value, **_):
 """
 
 
-def test_classes_are_rebuilt_where_they_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_are_rebuilt_where_they_are_allowed(
+    burr_made: MakeBurrs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command is told which classes a state may hold and which modules register types with Burr."""
     values = VALUES_OF["SQLitePersister"](tmp_path) | {"table_name": "burr_state"}
-    burrs = BURRS["SQLitePersister"].from_values(**values)
+    burrs = burr_made("SQLitePersister", values)
     burrs.initialize()
     (tmp_path / "my_models.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)

@@ -154,6 +154,24 @@ def test_what_burrs_class_takes_by_keyword_ours_takes_too(name: str) -> None:
         assert inspect.iscoroutinefunction(function) == inspect.iscoroutinefunction(getattr(ours, method)), method
 
 
+MakeBurrs = Callable[[str, dict[str, Any]], Any]
+
+
+@pytest.fixture
+def burr_made() -> Iterator[MakeBurrs]:
+    """Makes persisters of Burr, and closes them in the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(name: str, values: dict[str, Any]) -> Any:
+            # They close themselves in whichever thread collects them.
+            more = {"connect_kwargs": {"check_same_thread": False}} if name == "SQLitePersister" else {}
+            made = BURRS[name].from_values(**values, **more)
+            stack.callback((made.connection if hasattr(made, "connection") else made.client).close)
+            return made
+
+        yield make
+
+
 def test_every_class_has_an_async_twin() -> None:
     names = {name for name in kvpersist.__all__ if name.endswith("Persister") and name != "SQLLitePersister"}
     sync = {name for name in names if not name.startswith("Async")}
@@ -483,9 +501,11 @@ def rows_of_burr(name: str, values: dict[str, Any]) -> Any:
         return list(client[servers.RUN][values["collection_name"]].find(sort=[("_id", 1)]))
 
 
-def test_an_application_goes_on_where_burrs_persister_left_it(store: tuple[str, dict[str, Any]]) -> None:
+def test_an_application_goes_on_where_burrs_persister_left_it(
+    burr_made: MakeBurrs, store: tuple[str, dict[str, Any]]
+) -> None:
     name, values = store
-    burrs = BURRS[name].from_values(**values)
+    burrs = burr_made(name, values)
     burrs.initialize()
     application(burrs).run(halt_after=["tock"])
     application(burrs).step()
@@ -519,9 +539,9 @@ def test_an_application_goes_on_where_burrs_persister_left_it(store: tuple[str, 
         assert ours.list_app_ids("p") == ["clock", "new"]
 
 
-def test_the_app_written_last_is_found_in_burrs_table(tmp_path: Path) -> None:
+def test_the_app_written_last_is_found_in_burrs_table(burr_made: MakeBurrs, tmp_path: Path) -> None:
     values = VALUES_OF["SQLitePersister"](tmp_path) | {"table_name": "burr_state"}
-    burrs = BURRS["SQLitePersister"].from_values(**values)
+    burrs = burr_made("SQLitePersister", values)
     burrs.initialize()
     burrs.save(None, "a", 0, "tick", State({"n": 1}), "completed")
     with kvpersist.SQLitePersister.from_values(**values) as ours:
@@ -530,9 +550,9 @@ def test_the_app_written_last_is_found_in_burrs_table(tmp_path: Path) -> None:
         assert ours.list_app_ids(None) == ours.list_app_ids() == ["a"]
 
 
-def test_the_async_classes_go_on_too(store: tuple[str, dict[str, Any]]) -> None:
+def test_the_async_classes_go_on_too(burr_made: MakeBurrs, store: tuple[str, dict[str, Any]]) -> None:
     name, values = store
-    burrs = BURRS[name].from_values(**values)
+    burrs = burr_made(name, values)
     burrs.initialize()
     burrs.save("p", "app", 7, "tick", State(EXAMPLE), "completed")
 
