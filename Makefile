@@ -14,6 +14,7 @@ demo: .venv/ready
 	$(BIN)/python examples/demo.py
 
 bench: .venv/ready
+	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m benchmarks
 
 .venv/ready: pyproject.toml

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import chat
+from s3_server import s3_server
 
 from kvpersist import Persister
 
@@ -31,6 +32,15 @@ def main(urls: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         show_both(f"sqlite://{folder}/demo.db")
         show_both(f"file://{folder}/demo")
+    with s3_server() as (url, options):
+        # The workers are processes of their own; they find the server as they would find AWS.
+        os.environ.update(
+            AWS_ACCESS_KEY_ID=options["key"],
+            AWS_SECRET_ACCESS_KEY=options["secret"],
+            AWS_ENDPOINT_URL=options["endpoint_url"],
+            AWS_DEFAULT_REGION="us-east-1",
+        )
+        show_both(f"{url}/chats")
 
 
 def show_both(url: str) -> None:

@@ -41,10 +41,11 @@ if TYPE_CHECKING:
         SQLitePersister,
         SQLLitePersister,
     )
-    from .copying import NotCarried, Report, acopy, copy
+    from .copying import CopyReport, NotCarried, acopy, copy
     from .errors import (
         ClosedError,
         ConflictError,
+        CorruptPartError,
         CorruptRecordError,
         DeserializationError,
         InvalidIdError,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
         UnsafeSerializerError,
         UntrustedRecordError,
     )
-    from .history import ALL
+    from .history import ALL, Report
     from .persisters import AsyncPersister, Persister
     from .records import Header
     from .store import AsyncStore, Store
@@ -71,9 +72,10 @@ _HOMES = {
     "AsyncStore": "store",
     "Header": "records",
     "Persister": "persisters",
+    "Report": "history",
     "Store": "store",
     "LocalTrackingClient": "tracking",
-    **dict.fromkeys(["NotCarried", "Report", "acopy", "copy"], "copying"),
+    **dict.fromkeys(["CopyReport", "NotCarried", "acopy", "copy"], "copying"),
     **dict.fromkeys(
         [
             "AsyncFilePersister",
@@ -106,6 +108,7 @@ _HOMES = {
         [
             "ClosedError",
             "ConflictError",
+            "CorruptPartError",
             "CorruptRecordError",
             "DeserializationError",
             "InvalidIdError",
@@ -140,6 +143,8 @@ __all__ = [
     "AsyncStore",
     "ClosedError",
     "ConflictError",
+    "CopyReport",
+    "CorruptPartError",
     "CorruptRecordError",
     "DeserializationError",
     "FilePersister",

@@ -52,7 +52,7 @@ class NotCarried(NamedTuple):
 
 
 @dataclass
-class Report:
+class CopyReport:
     """What a copy did."""
 
     carried: int = 0
@@ -82,11 +82,11 @@ class Report:
             self.not_carried.append(NotCarried(what, str(why)))
 
 
-Progress = Callable[[Report, "int | None"], None]
+Progress = Callable[[CopyReport, "int | None"], None]
 """Called after each page with what was done so far, and how many records there are, once that is known."""
 
 
-def copy(source: str, target: str, **options: Any) -> Report:
+def copy(source: str, target: str, **options: Any) -> CopyReport:
     """Carry histories from one store to another; see `acopy`, which this runs on an event loop of its own."""
     try:
         asyncio.get_running_loop()
@@ -108,7 +108,7 @@ async def acopy(
     in_flight: int = 32,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> Report:
+) -> CopyReport:
     """Carry histories from one store to another.
 
     It may be stopped at any time and run again: what is in the target already is compared, not written.  So a second
@@ -216,7 +216,7 @@ class _Copy:
         serde: Serde,
         in_flight: int,
         dry_run: bool,
-        progress: Callable[[Report], None],
+        progress: Callable[[CopyReport], None],
     ) -> None:
         self.origin = origin
         self.target = target
@@ -227,9 +227,9 @@ class _Copy:
         self.serde = serde
         self.in_flight = in_flight
         self.progress = progress
-        self.report = Report(dry_run=dry_run)
+        self.report = CopyReport(dry_run=dry_run)
 
-    def run(self) -> Step[Report]:
+    def run(self) -> Step[CopyReport]:
         started = time.monotonic()
         yield from self._from_layout(self.origin) if isinstance(self.origin, Layout) else self._from_store(self.origin)
         self.report.seconds = time.monotonic() - started

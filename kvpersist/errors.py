@@ -71,6 +71,21 @@ class CorruptRecordError(KvpersistError, ValueError):
     """Stored bytes that are no whole record: cut, changed, moved, or of a format not known here."""
 
 
+class CorruptPartError(CorruptRecordError):
+    """A record of a compact history one of whose parts is missing, cut or changed.
+
+    `part` is the part's key, and `missing` says whether there is nothing at all.
+    """
+
+    def __init__(self, message: str, part: str, *, missing: bool = False) -> None:
+        super().__init__(message, part, missing)
+        self.part = part
+        self.missing = missing
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 # What the store did, or would not do.
 
 

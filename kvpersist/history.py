@@ -10,12 +10,13 @@ import enum
 import uuid
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
 from . import keys
-from .backends import PAGE, Backend
-from .errors import ConflictError, InvalidIdError, InvalidKeyError, OptionError
+from .backends import PAGE, Backend, Entry
+from .compaction import GRACE, LARGEST, THRESHOLD, Base, Cache, Parts, blocks, part_id
+from .errors import ConflictError, CorruptPartError, InvalidIdError, InvalidKeyError, KvpersistError, OptionError
 from .keys import RecordId
 from .records import Header, Status
 from .serde import Sealed, Serde
@@ -42,12 +43,22 @@ ALL: Final = All.ALL
 """Every partition, or every app (None is a partition of its own)."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """A record with its state."""
 
     header: Header
     state: dict[str, Any]
+
+
+class Stored(NamedTuple):
+    """A record that was found and checked, and not opened yet."""
+
+    header: Header
+    sealed: Sealed
+    key: str
+    value: bytes
+    fetched: dict[str, bytes | None]
+    """Parts that came with it, by name."""
 
 
 class HeaderPage(NamedTuple):
@@ -56,6 +67,29 @@ class HeaderPage(NamedTuple):
     headers: list[Header]
     after: str | None
     """Where the next page goes on, or None if this was the last."""
+
+
+@dataclass
+class Report:
+    """What `verify` found, by key."""
+
+    records: int = 0
+    """How many records were read, those set aside among them."""
+    parts: int = 0
+    """How many parts there are."""
+    corrupt_records: dict[str, str] = field(default_factory=dict)
+    """Records that cannot be loaded, and why: those without a broken part are broken themselves."""
+    missing_parts: set[str] = field(default_factory=set)
+    """Parts that a record needs and that are not there."""
+    corrupt_parts: dict[str, str] = field(default_factory=dict)
+    """Parts that cannot be read, or are not what a record was written against; and why."""
+    unreachable_parts: set[str] = field(default_factory=set)
+    """Parts that no record needs: `prune` and `sweep` collect them in time."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every record can be loaded."""
+        return not (self.corrupt_records or self.missing_parts or self.corrupt_parts)
 
 
 class History:
@@ -68,6 +102,7 @@ class History:
         namespace: str = "kvpersist",
         serde: Serde,
         on_conflict: OnConflict = "error",
+        compact_history: bool = True,
     ) -> None:
         if on_conflict not in ON_CONFLICT:
             raise OptionError(f"on_conflict must be one of {', '.join(ON_CONFLICT)}, not {on_conflict!r}")
@@ -82,6 +117,8 @@ class History:
         self.namespace = namespace
         self.serde = serde
         self.on_conflict = on_conflict
+        self.compact_history = compact_history
+        self.parts = Parts(backend, namespace, Cache())
         # For "rewind": the newest sequence id of each app as last seen here, so that only a save that
         # does not continue what this process knows has to look first.
         self._newest: dict[str, int] = {}
@@ -103,8 +140,19 @@ class History:
         record = RecordId(partition_key, app_id, sequence_id, position)
         created_at = dt.datetime.now(dt.timezone.utc).isoformat(timespec="microseconds")
         payload = self.serde.dumps(state if type(state) is dict else dict(state))
-        value = self.serde.encode(self.namespace, record, status, created_at, payload)
+        if self.compact_history and THRESHOLD <= len(payload) <= min(LARGEST, self.serde.max_size):
+            known = yield from self.parts.known(self.serde, app, sequence_id)
+            parts, base = self.parts.made(self.serde, app, sequence_id, payload, created_at, known)
+        else:
+            known, parts, base = {}, [], None
+
+        def encoded(base: Base | None) -> bytes:
+            return self.serde.encode(self.namespace, record, status, created_at, payload, base=base)
+
+        value = encoded(base)
         if self.on_conflict == "overwrite":
+            if parts and not (yield from self.parts.put(app, known, parts)):
+                value = encoded((yield from self.parts.write(self.serde, app, sequence_id, payload, created_at, known)))
             yield from self.backend.put(key, value)
             return
         # In a rewind, all that is not older than the new record goes.  One that continues what this process has
@@ -114,28 +162,34 @@ class History:
         aside = _set_aside_folder(app) if rewinds else ""
         if looks:
             yield from self._set_aside(app, sequence_id, aside, spare=key)
-        won = yield from self.backend.put(key, value, "create")
+        if parts:
+            won = yield from self.parts.put(app, known, parts, (key, value))
+        else:
+            won = yield from self.backend.put(key, value, "create")
         while not won:
             if rewinds and not looks:  # what this process had seen is not the newest any more
                 looks = True
                 yield from self._set_aside(app, sequence_id, aside, spare=key)
             stored = yield from self.backend.get(key)
-            if stored is None:  # deleted meanwhile
+            if stored is not None:
+                header, settled = yield from self._settled(app, stored, key, record, status, payload)
+                if settled == "same":
+                    break
+                if settled == "conflict":
+                    if not rewinds:
+                        raise ConflictError(
+                            f"{record}: a {header.status} record with other content is stored already (made "
+                            f"{header.created_at}); nothing was changed. Another worker may be running this app. To go "
+                            "back and take another way, use on_conflict='rewind' or fork to a new app id"
+                        )
+                    yield from self.backend.put(aside + key[len(app) :], stored)
+            if parts:  # some of their names were taken, or the record's was
+                value = encoded((yield from self.parts.write(self.serde, app, sequence_id, payload, created_at, known)))
+                parts = []
+            if stored is None:  # deleted meanwhile, or not tried yet
                 won = yield from self.backend.put(key, value, "create")
-                continue
-            header, stored_payload = self._decoded(stored, key, record)
-            settled = self._settled(header, stored_payload, status, payload)
-            if settled == "same":
-                break
-            if settled == "conflict":
-                if not rewinds:
-                    raise ConflictError(
-                        f"{record}: a {header.status} record with other content is stored already (made "
-                        f"{header.created_at}); nothing was changed. Another worker may be running this app. To go "
-                        "back and take another way, use on_conflict='rewind' or fork to a new app id"
-                    )
-                yield from self.backend.put(aside + key[len(app) :], stored)
-            won = yield from self.backend.replace(key, stored, value)
+            else:
+                won = yield from self.backend.replace(key, stored, value)
         if rewinds:
             self._newest[app] = sequence_id
 
@@ -152,8 +206,9 @@ class History:
         return (yield from self._set_aside(app, sequence_id + 1, _set_aside_folder(app)))
 
     def share_memory(self, other: History) -> None:
-        """Know of newest records what another history of the same store knows, and the other way round."""
+        """Know of newest records and parts what another history of the same store knows, and the other way round."""
         self._newest = other._newest
+        self.parts = other.parts
 
     def _set_aside(self, app: str, first: int, folder: str, spare: str | None = None) -> Step[int]:
         """Move the live records from a sequence id on, but for one key, to a folder, the newest first.
@@ -162,7 +217,8 @@ class History:
         history and some records in both places, never a record in neither.
         """
         moved = 0
-        after, looking = None, True  # most often the key of the newest record shows that there is nothing to do
+        after: str | None = app + keys.BEHIND_PARTS
+        looking = True  # most often the key of the newest record shows that there is nothing to do
         while True:
             page = yield from self.backend.scan(
                 app, after=after, limit=1 if looking else VALUES_PAGE, values=not looking
@@ -193,12 +249,15 @@ class History:
         return 0
 
     def _settled(
-        self, header: Header, stored: Sealed, status: Status, payload: bytes
-    ) -> Literal["same", "gives way", "conflict"]:
-        """What the record stored under a new one's key means for it."""
-        if header.status == status and self.serde.is_same(header, stored, payload):
-            return "same"  # the retry of a save whose answer was lost
-        return "gives way" if header.status == "failed" else "conflict"
+        self, app: str, stored: bytes, key: str, record: RecordId, status: Status, payload: bytes
+    ) -> Step[tuple[Header, Literal["same", "gives way", "conflict"]]]:
+        """The record stored under a new one's key, and what it means for it."""
+        header, sealed = self._decoded(stored, key, record)
+        if header.status == status:
+            base = yield from self._base_of(app, key, header, {})
+            if self.serde.is_same(header, sealed, payload, base):
+                return header, "same"  # the retry of a save whose answer was lost
+        return header, "gives way" if header.status == "failed" else "conflict"
 
     # Reading
 
@@ -216,18 +275,32 @@ class History:
                 raise InvalidIdError("a sequence id means nothing without an app id")
             return (yield from self._load_last_written(partition_key, include_failed))
         app = keys.app_prefix(self.namespace, partition_key, app_id)
-        if sequence_id is not None:
-            found = yield from self._with_sequence_id(app, keys.sequence_name(sequence_id))
-        else:
-            found = yield from self._latest(app, include_failed)
-        return None if found is None else self._opened(*found)
-
-    def _latest(self, app: str, include_failed: bool) -> Step[tuple[Header, Sealed] | None]:
-        after, limit, newest = None, 1, -1
         while True:
-            page = yield from self.backend.scan(app, after=after, limit=limit, values=True)
+            if sequence_id is not None:
+                found = yield from self._with_sequence_id(app, keys.sequence_name(sequence_id))
+            else:
+                found = yield from self._latest(app, include_failed)
+            if found is None or not found.header.bases:
+                self.parts.cache.forget(app)  # what it holds may be from before the app was deleted
+                return None if found is None else self._opened(found)
+            try:
+                return (yield from self._rebuilt(app, found, only=sequence_id is None))
+            except CorruptPartError as error:
+                if not error.missing or (yield from self.backend.get(found.key)) == found.value:
+                    raise
+                # The record was removed meanwhile, and its parts with it: look again.
+
+    def _latest(self, app: str, include_failed: bool, *, with_parts: bool = True) -> Step[Stored | None]:
+        after: str | None = app + keys.BEHIND_PARTS
+        limit, newest = 1, -1
+        fetched: dict[str, bytes | None] = {}
+        while True:
+            if self.backend.values_in_scan or limit > 1 or not with_parts:
+                entries, after = yield from self.backend.scan(app, after=after, limit=limit, values=True)
+            else:
+                entries, after, fetched = yield from self._newest_and_parts(app)
             found = None
-            for key, value in page.entries:
+            for key, value in entries:
                 record = self._record_at(app, key)
                 if record is None or value is None:
                     continue
@@ -236,20 +309,54 @@ class History:
                 if include_failed or found[0].status == "completed":
                     break
                 found = None
-            if found or page.after is None or _beyond_records(app, page.after):
+            if found or after is None or _beyond_records(app, after):
                 self._saw_newest(app, newest)
-                return found
-            after, limit = page.after, min(4 * limit, VALUES_PAGE)
+                return None if found is None or value is None else Stored(*found, key, value, fetched)
+            limit = min(4 * limit, VALUES_PAGE)
 
-    def _with_sequence_id(self, app: str, name: str) -> Step[tuple[Header, Sealed] | None]:
-        page = yield from self.backend.scan(app + name, values=True)
+    def _newest_and_parts(self, app: str) -> Step[tuple[list[Entry], str | None, dict[str, bytes | None]]]:
+        """The newest record with its parts, and where the others go on, where a listing brings no values.
+
+        Two round trips: the listing begins by telling whether there are parts, and which ones the record
+        needs is arithmetic, most of the time.
+        """
+        page = yield from self.backend.scan(app, limit=2, delimiter="/")
+        listed = [key for key, _ in page.entries]
+        has_parts = app + keys.PARTS in listed
+        self.parts.cache.saw_parts(app, has_parts)
+        listed = [key for key in listed if key != app + keys.PARTS]
+        if not listed or listed[0].endswith("/"):
+            return [], None, {}
+        entries, fetched = yield from self._with_parts(app, listed[:1], has_parts)
+        return entries, listed[0] if len(listed) > 1 or page.after is not None else None, fetched
+
+    def _with_parts(
+        self, app: str, found: list[str], has_parts: bool
+    ) -> Step[tuple[list[Entry], dict[str, bytes | None]]]:
+        """The values of some records of one sequence id, and with them the parts that they most likely need."""
+        record = keys.parse_name(found[0][len(app) :]) if has_parts else None
+        names = [] if record is None else [str(block) for block in blocks(record[0])]
+        values = yield from self.backend.get_many([*found, *(keys.part_key(app, name) for name in names)])
+        fetched = dict(zip(names, values[len(found) :], strict=True))
+        # What is not there is asked for again if a record names it: it may have been written in between.
+        return list(zip(found, values, strict=False)), {
+            name: part for name, part in fetched.items() if part is not None
+        }
+
+    def _with_sequence_id(self, app: str, name: str) -> Step[Stored | None]:
+        page = yield from self.backend.scan(app + name, values=self.backend.values_in_scan)
+        entries, fetched = page.entries, dict[str, "bytes | None"]()
+        if entries and not self.backend.values_in_scan:
+            # Parts are asked for unless it is known that the app has none.
+            has_parts = self.parts.cache.has_parts(app) is not False
+            entries, fetched = yield from self._with_parts(app, [key for key, _ in entries], has_parts)
         found = []
-        for key, value in page.entries:
+        for key, value in entries:
             record = self._record_at(app, key)
             if record is not None and value is not None:
-                found.append(self._decoded(value, key, record))
+                found.append(Stored(*self._decoded(value, key, record), key, value, fetched))
         # Burr has one position a sequence id.  Where there are more, the answer is the one that is the latest too.
-        completed = [each for each in found if each[0].status == "completed"]
+        completed = [each for each in found if each.header.status == "completed"]
         return next(iter(completed or found), None)
 
     def _saw_newest(self, app: str, sequence_id: int) -> None:
@@ -262,8 +369,8 @@ class History:
 
     def _load_last_written(self, partition_key: str | None, include_failed: bool) -> Step[Record | None]:
         def latest(app: str) -> Step[tuple[str, str] | None]:
-            found = yield from self._latest(app, include_failed)
-            return None if found is None else (found[0].created_at, app)  # not the state: there may be many apps
+            found = yield from self._latest(app, include_failed, with_parts=False)
+            return None if found is None else (found.header.created_at, app)  # not the state: there may be many apps
 
         last: tuple[str, str] | None = None
         after: str | None = None
@@ -277,8 +384,7 @@ class History:
                 break
         if last is None:
             return None
-        record = yield from self._latest(last[1], include_failed)
-        return None if record is None else self._opened(*record)
+        return (yield from self.load(*keys.ids_of(last[1]), include_failed=include_failed))
 
     def list_partitions(self) -> Step[list[str | None]]:
         """The partition keys that have apps, in key order."""
@@ -299,6 +405,7 @@ class History:
     ) -> Step[HeaderPage]:
         """A page of an app's records, newest first, and behind them the ones set aside, where asked for."""
         app = keys.app_prefix(self.namespace, partition_key, app_id)
+        after = after or app + keys.BEHIND_PARTS
         page = yield from self.backend.scan(app, after=after, limit=VALUES_PAGE, values=True)
         headers = []
         for key, value in page.entries:
@@ -332,12 +439,27 @@ class History:
     def _decoded(self, value: bytes, key: str, record: RecordId) -> tuple[Header, Sealed]:
         return self.serde.decode(self.namespace, value, key, record)
 
-    def _opened(self, header: Header, payload: Sealed) -> Record:
-        return Record(header, self.serde.loads(header, payload))
+    def _opened(self, stored: Stored, base: bytes | None = None) -> Record:
+        return Record(stored.header, self.serde.loads(stored.header, stored.sealed, base))
+
+    def _rebuilt(self, app: str, stored: Stored, *, only: bool) -> Step[Record]:
+        """A record that has parts."""
+        base = yield from self._base_of(app, stored.key, stored.header, stored.fetched, only=only)
+        return self._opened(stored, base)
+
+    def _base_of(
+        self, app: str, key: str, header: Header, fetched: dict[str, bytes | None], *, only: bool = False
+    ) -> Step[bytes | None]:
+        if not header.bases:
+            return None
+        self.parts.cache.saw_parts(app, True)
+        return (yield from self.parts.base_of(self.serde, app, key, header, fetched, only=only))
 
     def _record_at(self, app: str, key: str, *, set_aside: bool = False) -> RecordId | None:
         """The record that lives at a key below an app; None where none does, with a warning for what is not ours."""
         name = key[len(app) :]
+        if name.startswith((keys.PARTS, keys.CONDEMNED)):
+            return None
         if name.startswith(keys.SET_ASIDE):
             if not set_aside:
                 return None
@@ -355,14 +477,22 @@ class History:
         """Remove an app whole; returns how many records there were."""
         app = keys.app_prefix(self.namespace, partition_key, app_id)
         self._newest.pop(app, None)
-        deleted = 0
+        self.parts.cache.forget(app)
+        deleted, parts, after = 0, [], None
         while True:
-            page = yield from self.backend.scan(app, limit=PAGE)
-            if page.entries:
-                yield from self.backend.delete([key for key, _ in page.entries])
-                deleted += len(page.entries)
-            if page.after is None:
-                return deleted
+            page = yield from self.backend.scan(app, after=after, limit=PAGE)
+            # Parts go last: a crash on the way must not leave a record without them.
+            parts += [key for key, _ in page.entries if key.startswith(app + keys.PARTS)]
+            going = [key for key, _ in page.entries if not key.startswith(app + keys.PARTS)]
+            if going:
+                yield from self.backend.delete(going)
+                deleted += sum(not key.startswith(app + keys.CONDEMNED) for key in going)
+            after = page.after
+            if after is None:
+                break
+        if parts:
+            yield from self.backend.delete(parts)
+        return deleted
 
     def prune(
         self,
@@ -372,27 +502,42 @@ class History:
         keep_last: int | None = None,
         older_than: dt.timedelta | dt.datetime | None = None,
         include_set_aside: bool = False,
+        grace: dt.timedelta = GRACE,
     ) -> Step[int]:
         """Remove old records; see `Persister.prune`."""
         keep, cutoff = _checked_prune(keep_last, older_than)
-        if app_id is not ALL and partition_key is ALL:
-            raise InvalidIdError("an app id means nothing without a partition key; None is one")
-        partitions = (yield from self.list_partitions()) if partition_key is ALL else [partition_key]
+        _check_grace(grace)
         pruned = 0
-        for partition in partitions:
-            apps = (yield from self.list_app_ids(partition)) if app_id is ALL else [app_id]
-            for app in apps:
-                prefix = keys.app_prefix(self.namespace, partition, app)
-                pruned += yield from self._prune_app(prefix, keep, cutoff, include_set_aside)
+        for app in (yield from self._apps(partition_key, app_id)):
+            removed, has_parts = yield from self._prune_app(app, keep, cutoff, include_set_aside)
+            pruned += removed
+            if has_parts:
+                yield from self._sweep_app(app, grace)
         return pruned
 
-    def _prune_app(self, app: str, keep: int, cutoff: str | None, include_set_aside: bool) -> Step[int]:
+    def _apps(self, partition_key: str | All | None, app_id: str | All) -> Step[list[str]]:
+        """The key prefixes of an app, of a partition's apps or of all."""
+        if app_id is not ALL and partition_key is ALL:
+            raise InvalidIdError("an app id means nothing without a partition key; None is one")
+        found = []
+        for partition in (yield from self.list_partitions()) if partition_key is ALL else [partition_key]:
+            for app in (yield from self.list_app_ids(partition)) if app_id is ALL else [app_id]:
+                found.append(keys.app_prefix(self.namespace, partition, app))
+        return found
+
+    def _prune_app(self, app: str, keep: int, cutoff: str | None, include_set_aside: bool) -> Step[tuple[int, bool]]:
+        """Remove an app's old records; returns how many, and whether the app has parts."""
         pruned, kept, after = 0, 0, None
+        has_parts, markers = False, dict[str, str]()
         while True:
             # What a record says is needed only until enough are kept, unless age decides.
             values = cutoff is not None or kept < keep
             limit = VALUES_PAGE if cutoff is not None else min(keep - kept, VALUES_PAGE) or PAGE
             page = yield from self.backend.scan(app, after=after, limit=limit, values=values)
+            if page.entries and page.entries[0][0].startswith(app + keys.PARTS):
+                has_parts, after = True, app + keys.BEHIND_PARTS
+                markers = yield from self.parts.markers(app)
+                continue
             going = []
             for key, value in page.entries:
                 live = not _beyond_records(app, key)
@@ -406,13 +551,82 @@ class History:
                         continue
                     if cutoff is not None and header.created_at >= cutoff:
                         continue
-                going.append(key)
+                going.append((key, record.sequence_id))
             if going:
-                yield from self.backend.delete(going)
+                yield from self.parts.condemn_anew(app, markers, [sequence_id for _, sequence_id in going])
+                yield from self.backend.delete([key for key, _ in going])
                 pruned += len(going)
             after = page.after
             if after is None or (_beyond_records(app, after) and not include_set_aside):
-                return pruned
+                return pruned, has_parts
+
+    def sweep(
+        self, partition_key: str | All | None = ALL, app_id: str | All = ALL, *, grace: dt.timedelta = GRACE
+    ) -> Step[int]:
+        """Collect the parts that no record needs; see `Persister.sweep`."""
+        _check_grace(grace)
+        removed = 0
+        for app in (yield from self._apps(partition_key, app_id)):
+            if (yield from self.backend.scan(app + keys.PARTS, limit=1)).entries:
+                removed += yield from self._sweep_app(app, grace)
+        return removed
+
+    def _sweep_app(self, app: str, grace: dt.timedelta) -> Step[int]:
+        started = dt.datetime.now(dt.timezone.utc)
+        reached: set[str] = set()
+        after: str | None = app + keys.BEHIND_PARTS
+        while after is not None:
+            entries, after = yield from self.backend.scan(app, after=after, limit=VALUES_PAGE, values=True)
+            for key, value in entries:
+                record = self._record_at(app, key, set_aside=True)
+                if record is not None and value is not None:
+                    reached.update(self._decoded(value, key, record)[0].bases)
+        return (yield from self.parts.collect(app, reached, started, grace))
+
+    def verify(self, partition_key: str | All | None = ALL, app_id: str | All = ALL) -> Step[Report]:
+        """Read every record and part; see `Persister.verify`."""
+        report = Report()
+        for app in (yield from self._apps(partition_key, app_id)):
+            yield from self._verify_app(app, report)
+        return report
+
+    def _verify_app(self, app: str, report: Report) -> Step[None]:
+        parts = Parts(self.backend, self.namespace, Cache())  # which rebuilds each part once
+        names = yield from parts.names(app)
+        report.parts += len(names)
+        unreachable = set(names)
+        after: str | None = app + keys.BEHIND_PARTS
+        while after is not None:
+            entries, after = yield from self.backend.scan(app, after=after, limit=VALUES_PAGE, values=True)
+            for key, value in entries:
+                record = self._record_at(app, key, set_aside=True)
+                if record is None or value is None:
+                    continue
+                report.records += 1
+                try:
+                    header, sealed = self._decoded(value, key, record)
+                    unreachable.difference_update(header.bases)
+                    base = yield from parts.base_of(self.serde, app, key, header, {})
+                    self.serde.loads(header, sealed, base)
+                except CorruptPartError as error:
+                    if error.missing and (yield from self.backend.get(key)) != value:
+                        continue  # deleted meanwhile, and its parts with it
+                    report.corrupt_records[key] = str(error)
+                    if error.missing:
+                        report.missing_parts.add(error.part)
+                    else:
+                        report.corrupt_parts[error.part] = str(error)
+                except KvpersistError as error:
+                    report.corrupt_records[key] = str(error)
+        for name in unreachable:
+            key = keys.part_key(app, name)
+            report.unreachable_parts.add(key)
+            value = yield from self.backend.get(key)
+            if value is not None:
+                try:
+                    self.serde.decode(self.namespace, value, key, part_id(app, name), part=True)
+                except KvpersistError as error:
+                    report.corrupt_parts[key] = str(error)
 
 
 def _checked_prune(keep_last: int | None, older_than: dt.timedelta | dt.datetime | None) -> tuple[int, str | None]:
@@ -434,6 +648,11 @@ def _checked_prune(keep_last: int | None, older_than: dt.timedelta | dt.datetime
     if not isinstance(older_than, dt.datetime) or older_than.tzinfo is None:
         raise OptionError(f"older_than must be a timedelta or a datetime with a time zone, not {older_than!r}")
     return keep, older_than.astimezone(dt.timezone.utc).isoformat(timespec="microseconds")
+
+
+def _check_grace(grace: dt.timedelta) -> None:
+    if not isinstance(grace, dt.timedelta) or grace < dt.timedelta(0):
+        raise OptionError(f"the grace period must be a timedelta from 0 on, not {grace!r}")
 
 
 def _beyond_records(app: str, key: str) -> bool:

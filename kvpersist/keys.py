@@ -13,7 +13,11 @@ The sequence id is written as its complement to 2**63 - 1 in 19 digits, so that 
 newest first, and once more as itself, for people.
 
 What belongs to an app but is no live record lies below a word in the app's folder (``set-aside/``).
-A word sorts after every digit, so that the first key of an app is its newest record.
+A word sorts after every digit, so that the first record of an app is its newest.  The parts that large
+records share (see `compaction`) lie below ``!parts/``, which sorts before every digit, so that a listing
+of the app begins by telling whether there are any::
+
+    <namespace>/<partition>/<app>/!parts/<complement of the sequence id>.<sequence id>[.<hash>]
 
 All functions are pure, and `parse` is the exact inverse of `record_key`: a key that some other
 program made up parses as None, never as somebody's record.
@@ -29,12 +33,17 @@ from .errors import InvalidIdError, InvalidKeyError
 
 MAX_SEQUENCE_ID = 2**63 - 1
 SET_ASIDE = "set-aside/"
+CONDEMNED = "condemned/"
+PARTS = "!parts/"
+BEHIND_PARTS = "!~"
+"""Where a scan of an app's records starts: behind its parts, before its records."""
 
 _NONE, _EMPTY = "=none", "=empty"
 _PLAIN = re.compile(r"[a-z0-9_-]+").fullmatch
 _ESCAPE = re.compile(r"=([0-9a-f]{2})|!([a-z])|([a-z0-9_-])")
 _KEY = re.compile(r"(?!.*//)[a-z0-9!=_-][a-z0-9!=_./-]*").fullmatch
 _RECORD_NAME = re.compile(r"([0-9]{19})\.([0-9]{1,19})\.([a-z0-9!=_-]+)").fullmatch
+_PART_NAME = re.compile(r"([0-9]{1,19})(\.[0-9a-f]{32})?").fullmatch
 # Windows keeps these file names for devices, whatever follows them.
 _RESERVED = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]").fullmatch
 
@@ -157,6 +166,32 @@ def parse_name(name: str) -> tuple[int, str] | None:
     return None if position is None else (sequence_id, position)
 
 
+def part_key(app: str, name: str) -> str:
+    """Where a part lives; its name is its sequence id, which a dot and 32 hex digits may follow."""
+    return app + PARTS + _complemented(name)
+
+
+def condemned_key(app: str, name: str) -> str:
+    """Where it is written that nothing was found to need a part."""
+    return app + CONDEMNED + _complemented(name)
+
+
+def _complemented(part: str) -> str:
+    return f"{MAX_SEQUENCE_ID - int(part.partition('.')[0]):019d}.{part}"
+
+
+def parse_part_name(segment: str) -> str | None:
+    """The name of the part whose key ends in this segment, or None where no part's does."""
+    name = segment[20:]
+    return name if is_part_name(name) and _complemented(name) == segment else None
+
+
+def is_part_name(text: str) -> bool:
+    """Whether a part can have this name."""
+    match = _PART_NAME(text)
+    return match is not None and str(int(match[1])) == match[1] and int(match[1]) <= MAX_SEQUENCE_ID
+
+
 def parse(key: str) -> tuple[str, RecordId] | None:
     """The namespace and the record that lives at `key`, or None where no record can live there."""
     segments = key.split("/")
@@ -194,6 +229,7 @@ def check(key: str) -> None:
         )
 
 
+@lru_cache(maxsize=4096)
 def prefix_end(prefix: str) -> str:
     """The smallest text that is greater than every key that starts with `prefix`."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "~"

@@ -17,8 +17,9 @@ from burr.core.persistence import AsyncBaseStatePersister, BaseStatePersister, P
 from burr.core.state import State
 
 from .backends import Backend
+from .compaction import GRACE
 from .errors import ClosedError, OptionError
-from .history import ALL, All, History, OnConflict, Record
+from .history import ALL, All, History, OnConflict, Record, Report
 from .records import Header, Status
 from .serde import Serde
 from .steps import arun, run
@@ -39,10 +40,17 @@ class _Face(BaseCopyable):
         namespace: str = "kvpersist",
         serde_kwargs: Mapping[str, Any] | None = None,
         on_conflict: OnConflict = "error",
+        compact_history: bool = True,
     ) -> None:
         if backend.asynchronous is not self._asynchronous:
             raise OptionError(f"{type(self).__name__} needs a backend with asynchronous={self._asynchronous}")
-        self._history = History(backend, namespace=namespace, serde=Serde(serde_kwargs), on_conflict=on_conflict)
+        self._history = History(
+            backend,
+            namespace=namespace,
+            serde=Serde(serde_kwargs),
+            on_conflict=on_conflict,
+            compact_history=compact_history,
+        )
         self._is_copy = False
         self._closed = False
 
@@ -54,6 +62,7 @@ class _Face(BaseCopyable):
         namespace: str | None = None,
         serde_kwargs: Mapping[str, Any] | None = None,
         on_conflict: OnConflict | None = None,
+        compact_history: bool = True,
         **options: Any,
     ) -> Self:
         """A persister on the store that a URL names.
@@ -68,6 +77,9 @@ class _Face(BaseCopyable):
             on_conflict: what to do when a record exists with other content: ``"error"`` raises
                 `ConflictError` and is the default, ``"overwrite"`` lets the last writer win, ``"rewind"`` sets
                 aside the old record and all later ones.
+            compact_history: whether large states (from 4 KiB on, as bytes) are stored as what changed since
+                an earlier step, so that a history grows with what is new in it.  False stores each whole.
+                What is read may be of both kinds.
             options: the backend's own.
 
         Raises:
@@ -85,9 +97,9 @@ class _Face(BaseCopyable):
             asynchronous=cls._asynchronous,
             options=options,
             query=query,
-            known=("namespace", "serde_kwargs", "on_conflict"),
+            known=("namespace", "serde_kwargs", "on_conflict", "compact_history"),
         )
-        return _made(cls, backend, {"serde_kwargs": serde_kwargs, **settings})
+        return _made(cls, backend, {"serde_kwargs": serde_kwargs, "compact_history": compact_history, **settings})
 
     @classmethod
     def from_client(
@@ -97,6 +109,7 @@ class _Face(BaseCopyable):
         namespace: str = "kvpersist",
         serde_kwargs: Mapping[str, Any] | None = None,
         on_conflict: OnConflict = "error",
+        compact_history: bool = True,
         **options: Any,
     ) -> Self:
         """A persister on a client that you made with the store's driver: redis-py, psycopg or pymongo.
@@ -115,9 +128,10 @@ class _Face(BaseCopyable):
             client,
             asynchronous=cls._asynchronous,
             options=options,
-            known=("namespace", "serde_kwargs", "on_conflict"),
+            known=("namespace", "serde_kwargs", "on_conflict", "compact_history"),
         )
-        return _made(cls, backend, {"namespace": namespace, "serde_kwargs": serde_kwargs, "on_conflict": on_conflict})
+        settings = {"namespace": namespace, "on_conflict": on_conflict, "compact_history": compact_history}
+        return _made(cls, backend, {"serde_kwargs": serde_kwargs, **settings})
 
     def copy(self: Self) -> Self:
         """A persister for another thread or a sub-application, on the same connection.
@@ -140,6 +154,7 @@ class _Face(BaseCopyable):
             "namespace": history.namespace,
             "serde_kwargs": history.serde.serde_kwargs,
             "on_conflict": history.on_conflict,
+            "compact_history": history.compact_history,
         }
 
     def _attributes(self) -> dict[str, Any]:
@@ -285,6 +300,7 @@ class Persister(_Face, BaseStatePersister):
         keep_last: int | None = None,
         older_than: dt.timedelta | dt.datetime | None = None,
         include_set_aside: bool = False,
+        grace: dt.timedelta = GRACE,
     ) -> int:
         """Remove old records of an app, a partition or (by default) the whole namespace.
 
@@ -293,6 +309,8 @@ class Persister(_Face, BaseStatePersister):
                 them; 1 if only `older_than` is given, so that every app can still be resumed.
             older_than: an age, or a time with a time zone; younger records stay.
             include_set_aside: prune also what rewinds set aside, all of it or what is older.
+            grace: how long the parts of compact histories stay after nothing was found to need them.  Less than
+                the default of one hour is safe only where nothing writes to these apps, and did not within it.
 
         Returns:
             How many records were removed.
@@ -304,8 +322,23 @@ class Persister(_Face, BaseStatePersister):
                 keep_last=keep_last,
                 older_than=older_than,
                 include_set_aside=include_set_aside,
+                grace=grace,
             )
         )
+
+    def sweep(
+        self, partition_key: str | All | None = ALL, app_id: str | All = ALL, *, grace: dt.timedelta = GRACE
+    ) -> int:
+        """Collect the parts of compact histories that no record needs, as `prune` does for the apps it prunes.
+
+        A part that is found so is only marked at first, and removed by a later call once it has been marked for
+        the grace period.  Returns how many parts were removed.
+        """
+        return run(self._open_history.sweep(partition_key, app_id, grace=grace))
+
+    def verify(self, partition_key: str | All | None = ALL, app_id: str | All = ALL) -> Report:
+        """Read every record and part, and report which cannot be read, are missing, or are needed by nothing."""
+        return run(self._open_history.verify(partition_key, app_id))
 
     def cleanup(self) -> None:
         """Close the connection.  A persister that was cleaned up raises `ClosedError` when used."""
@@ -406,6 +439,7 @@ class AsyncPersister(_Face, AsyncBaseStatePersister):
         keep_last: int | None = None,
         older_than: dt.timedelta | dt.datetime | None = None,
         include_set_aside: bool = False,
+        grace: dt.timedelta = GRACE,
     ) -> int:
         """See `Persister.prune`."""
         return await arun(
@@ -415,8 +449,19 @@ class AsyncPersister(_Face, AsyncBaseStatePersister):
                 keep_last=keep_last,
                 older_than=older_than,
                 include_set_aside=include_set_aside,
+                grace=grace,
             )
         )
+
+    async def sweep(
+        self, partition_key: str | All | None = ALL, app_id: str | All = ALL, *, grace: dt.timedelta = GRACE
+    ) -> int:
+        """See `Persister.sweep`."""
+        return await arun(self._open_history.sweep(partition_key, app_id, grace=grace))
+
+    async def verify(self, partition_key: str | All | None = ALL, app_id: str | All = ALL) -> Report:
+        """See `Persister.verify`."""
+        return await arun(self._open_history.verify(partition_key, app_id))
 
     async def cleanup(self) -> None:
         """See `Persister.cleanup`."""
@@ -492,12 +537,12 @@ def _loaded(record: Record | None) -> PersistedStateData | None:
     if record is None:
         return None
     header = record.header
-    return PersistedStateData(
-        partition_key=cast(str, header.partition_key),  # Burr's type forgets that it may be None
-        app_id=header.app_id,
-        sequence_id=header.sequence_id,
-        position=header.position,
-        state=State(record.state),
-        created_at=header.created_at,
-        status=header.status,
-    )
+    return {
+        "partition_key": cast(str, header.partition_key),  # Burr's type forgets that it may be None
+        "app_id": header.app_id,
+        "sequence_id": header.sequence_id,
+        "position": header.position,
+        "state": State(record.state),
+        "created_at": header.created_at,
+        "status": header.status,
+    }

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from .errors import CorruptRecordError, InvalidIdError
-from .keys import MAX_SEQUENCE_ID, RecordId
+from .keys import MAX_SEQUENCE_ID, RecordId, is_part_name
 
 FORMAT = 1
 
@@ -35,6 +35,8 @@ _TAIL = len(_CHECKSUM) + 64 + len(b'"}')
 _SIGNED = b',"signature":"'
 _SIGNATURE = re.compile(rb',"signature":"([0-9a-f]{64})"$').match
 _SIGNATURE_LENGTH = len(_SIGNED) + 64 + len('"')
+_SHA256 = re.compile(r"[0-9a-f]{64}").fullmatch
+_MOST_BASES = 8
 
 
 class Header(NamedTuple):
@@ -66,6 +68,12 @@ class Header(NamedTuple):
     signature: str | None = None
     set_aside: bool = False
     """True where the app went back and took another way than the one this record is on."""
+    part: int | None = None
+    """The level of a part, which is no record but what records of a compact history are written against."""
+    bases: tuple[str, ...] = ()
+    """The names of the parts that the payload is made with, nearest first; it is a patch against the first."""
+    base_hash: str | None = None
+    """The SHA-256, in lower-case hex, of the first one's stored bytes."""
 
     @property
     def id(self) -> RecordId:
@@ -87,9 +95,7 @@ class Decoded(NamedTuple):
     payload: bytes
 
 
-def encode_head(
-    record: RecordId, status: Status, created_at: str, version: str, coding: Mapping[str, str | int]
-) -> bytes:
+def encode_head(record: RecordId, status: Status, created_at: str, version: str, coding: Mapping[str, Any]) -> bytes:
     """The head of a record; `coding` says how its payload is to be read."""
     if status not in STATUSES:
         raise InvalidIdError(f"the status must be 'completed' or 'failed', not {status!r}")
@@ -117,8 +123,8 @@ def encode(head: bytes, payload: bytes, signature: str | None = None) -> bytes:
     return b"".join((head, _CHECKSUM, digest.hexdigest().encode(), b'"}\n', payload))
 
 
-def decode(data: bytes, key: str, record: RecordId) -> Decoded:
-    """The parts of the bytes found at `key`, where `record` must live.
+def decode(data: bytes, key: str, record: RecordId, *, part: bool = False) -> Decoded:
+    """What the bytes found at `key` consist of, where `record` must live (or, with `part`, a part that has its id).
 
     Raises `CorruptRecordError` where they are not that record, whole and unchanged.
     """
@@ -144,6 +150,8 @@ def decode(data: bytes, key: str, record: RecordId) -> Decoded:
     header = _header(head, key, signature, len(payload))
     if header[:4] != record:
         raise CorruptRecordError(f"{key}: the record was moved here, it was written as {header.id}")
+    if (header.part is not None) is not part:
+        raise CorruptRecordError(f"{key}: {'a record' if part else 'a part of records'} was moved here")
     return Decoded(header, head, payload)
 
 
@@ -158,7 +166,7 @@ def _header(head: bytes, key: str, signature: str | None, size: int) -> Header:
             f"knows format {FORMAT}; upgrade kvpersist to read it"
         )
     values: Any = tuple(map(fields.get, _FIELDS))
-    header = Header._make((*values, size, signature, False))
+    header = Header._make((*values, size, signature, False, None, (), None))
     if (
         not _well_typed(tuple(map(type, values)))
         or "partition_key" not in fields
@@ -167,7 +175,22 @@ def _header(head: bytes, key: str, signature: str | None, size: int) -> Header:
         or (header.uncompressed_size or 0) < 0
     ):
         raise CorruptRecordError(f"{key}: the record's header lacks a field, or has one of another type")
+    if "part" in fields or "bases" in fields or "base_hash" in fields:
+        return header._replace(**_compaction(fields, key))
     return header
+
+
+def _compaction(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What only the header of a part, or of a record that needs parts, has."""
+    part, bases, base_hash = fields.get("part"), fields.get("bases", []), fields.get("base_hash")
+    if (
+        not (part is None or type(part) is int)
+        or not (type(bases) is list and len(bases) <= _MOST_BASES)
+        or not all(type(name) is str and is_part_name(name) for name in bases)
+        or not (type(base_hash) is str and _SHA256(base_hash) if bases else base_hash is None)
+    ):
+        raise CorruptRecordError(f"{key}: the record's header does not say what it was written against")
+    return {"part": part, "bases": tuple(bases), "base_hash": base_hash}
 
 
 @lru_cache(maxsize=256)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ def main() -> int:
         "DISABLE_EVENTS": "1",
         "LOCALSTACK_HOST": f"127.0.0.1:{options.port}",
     }
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is stopped, whatever stops us
     server = subprocess.Popen([python, "-m", "localstack.runtime.main"], env=environment)
     try:
         wait_until_ready(server, url)

@@ -17,8 +17,12 @@ STORES: dict[str, Callable[[Path], str]] = {
     "file": lambda folder: f"file://{folder}/store{next(_numbers)}?durable=no",
     "file-durable": lambda folder: f"file://{folder}/store{next(_numbers)}",
     "sqlite": lambda folder: f"sqlite://{folder}/store{next(_numbers)}.db",
-    "redis": lambda folder: f"{servers.redis_url()}?prefix={servers.unique()}:",
-    "redis-cluster": lambda folder: f"{servers.redis_cluster_url()}?prefix={servers.unique()}:",
-    "postgresql": lambda folder: f"{servers.postgresql_url()}?schema={servers.RUN}&table={servers.unique()}",
-    "mongodb": lambda folder: f"{servers.mongodb_url()}?database={servers.RUN}&collection={servers.unique()}",
+    "redis": lambda folder: servers.with_options(servers.redis_url(), prefix=f"{servers.unique()}:"),
+    "redis-cluster": lambda folder: servers.with_options(servers.redis_cluster_url(), prefix=f"{servers.unique()}:"),
+    "postgresql": lambda folder: servers.with_options(
+        servers.postgresql_url(), schema=servers.RUN, table=servers.unique()
+    ),
+    "mongodb": lambda folder: servers.with_options(
+        servers.mongodb_url(), database=servers.RUN, collection=servers.unique()
+    ),
 }

@@ -118,7 +118,9 @@ class ServerContract(SharedStoreContract):
 
     @pytest.fixture
     def persister(self, proxy: TCPProxy, face: Face, place: dict[str, Any]) -> Any:
-        persister = face.persister(self.url(proxy.port), **place)
+        return self.warm(face.persister(self.url(proxy.port), **place))
+
+    def warm(self, persister: Any) -> Any:
         # What is made once: a connection, an index, a prepared statement.
         persister.save("warm", "up", 1, "step", state(1), "completed")
         persister.load("warm", "up")
@@ -129,7 +131,11 @@ class ServerContract(SharedStoreContract):
     # Round trips
 
     @pytest.mark.parametrize("depth", [10, 1000])
-    def test_an_operation_is_one_round_trip(self, persister: Any, proxy: TCPProxy, face: Face, depth: int) -> None:
+    def test_an_operation_is_one_round_trip(
+        self, proxy: TCPProxy, face: Face, place: dict[str, Any], depth: int
+    ) -> None:
+        persister = self.warm(face.persister(self.url(proxy.port), timeout=30, compact_history=False, **place))
+
         def counted(method: str, *arguments: Any) -> Any:
             before = proxy.round_trips
             result = getattr(persister, method)(*arguments)
@@ -142,13 +148,33 @@ class ServerContract(SharedStoreContract):
             [("p", f"app{number % 3}", number, "step", state(number), "completed") for number in range(depth)],
         )
         counted("save", "p", "app0", depth, "step", state("new"), "completed")
+        proxy.patience = 0.5
         counted("save", "p", "app0", depth + 1, "step", state("x" * 1_000_000), "completed")
+        proxy.patience = 0.0
         assert counted("load", "p", "app0")["sequence_id"] == depth + 1
         assert counted("load", "p", "app0", depth)["state"]["n"] == "new"
         assert counted("load", "p", "app0", 3)["state"]["n"] == 3
         assert counted("load", "p", "app0", depth + 2) is None
         assert counted("load", "p", "no such app") is None
         assert counted("list_app_ids", "p") == ["app0", "app1", "app2"]
+
+    def test_a_compact_history_saves_in_one_round_trip_and_loads_in_two(
+        self, proxy: TCPProxy, face: Face, place: dict[str, Any]
+    ) -> None:
+        persister = self.warm(face.persister(self.url(proxy.port), timeout=30, **place))
+        texts = [f"message {number} " * 40 for number in range(60)]
+        for number in range(15):
+            persister.save("p", "a", number, "step", state(texts[: 30 + number]), "completed")
+        for number in range(15, 29):  # with a part at 21 and at 28
+            before = proxy.round_trips
+            persister.save("p", "a", number, "step", state(texts[: 30 + number]), "completed")
+            assert proxy.round_trips - before == 1, number
+        fresh = self.warm(face.persister(self.url(proxy.port), timeout=30, **place))
+        fresh.load("p", "a", 0)  # PostgreSQL prepares a statement at its first use, which is one more
+        for number in (28, 20, 7):
+            before = proxy.round_trips
+            assert fresh.load("p", "a", number)["state"]["n"] == texts[: 30 + number]
+            assert proxy.round_trips - before <= 2, number
 
     # Faults
 

@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import psutil
 import psycopg
@@ -47,6 +48,19 @@ def no_server_is_left_running() -> Iterator[None]:
 
 def unique() -> str:
     return f"{RUN}_{next(_numbers)}"
+
+
+def with_options(url: str, **options: str) -> str:
+    """A URL with more options in its query."""
+    return f"{url}{'&' if '?' in url else '?'}{urlencode(options)}"
+
+
+def without_options(url: str, *names: str) -> tuple[str, list[str]]:
+    """A URL without some options, and their values."""
+    base, _, query = url.partition("?")
+    given = dict(parse_qsl(query))
+    values = [given.pop(name) for name in names]
+    return (f"{base}?{urlencode(given)}" if given else base), values
 
 
 def free_port() -> int:
@@ -376,7 +390,7 @@ def mongodb_url() -> str:
 
 class RawRedis:
     def __init__(self, url: str) -> None:
-        address, _, self._prefix = url.partition("?prefix=")
+        address, (self._prefix,) = without_options(url, "prefix")
         if address.startswith("redis+cluster"):
             self._client = redis.RedisCluster("127.0.0.1", redis_cluster()[0].port)
         else:
@@ -395,8 +409,8 @@ class RawRedis:
 
 class RawPostgreSQL:
     def __init__(self, url: str) -> None:
-        self._url, _, query = url.partition("?")
-        self._table = psycopg.sql.Identifier(*(pair.partition("=")[2] for pair in query.split("&")))
+        self._url, names = without_options(url, "schema", "table")
+        self._table = psycopg.sql.Identifier(*names)
 
     def _execute(self, statement: str, parameters: tuple[Any, ...]) -> psycopg.Cursor[Any]:
         with psycopg.connect(self._url) as connection:
@@ -413,10 +427,9 @@ class RawPostgreSQL:
 
 class RawMongoDB:
     def __init__(self, url: str) -> None:
-        address, _, query = url.partition("?")
+        address, (database, collection) = without_options(url, "database", "collection")
         client = pymongo.MongoClient(address)
         _at_the_end.callback(client.close)
-        database, collection = (pair.partition("=")[2] for pair in query.split("&"))
         self._collection = client[database][collection]
 
     def read(self, key: str) -> bytes:

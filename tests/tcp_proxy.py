@@ -7,9 +7,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
-LARGE = 1 << 16
-"""From how many bytes on a request may come in parts."""
-
 Fault = Literal["cut before", "cut after", "silence"]
 
 
@@ -25,6 +22,9 @@ class TCPProxy:
 
     def __init__(self, port: int, *, ignore: Callable[[bytes], bool] = lambda data: False) -> None:
         self.round_trips = 0
+        # Seconds that a client must have been silent before it gets an answer.  A server answers the first commands
+        # of a long request while the rest is still being sent; with this, such an answer ends no round trip.
+        self.patience = 0.0
         self.connections = 0
         self._fault: Fault | None = None
         self._loud = asyncio.Event()
@@ -71,9 +71,9 @@ class TCPProxy:
     async def _stopped(self) -> None:
         self._server.close()
         await self._cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._loud.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -128,11 +128,10 @@ class TCPProxy:
         while data := await reader.read(1 << 16):
             if state["lose"]:
                 return
-            # An early answer to a part of what is still being sent ends no round trip: the client does not wait for it.
             sent = -1
-            while state["sent"] >= LARGE and state["sent"] != sent:
+            while self.patience and state["sent"] != sent:
                 sent = state["sent"]
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(self.patience)
             state["answered"] = True
             writer.write(data)
             await writer.drain()

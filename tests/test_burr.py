@@ -206,7 +206,8 @@ def test_the_demo_runs() -> None:
         [sys.executable, EXAMPLES / "demo.py"], check=False, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("set aside by the rewind") == 6 * 4
+    assert result.stdout.count("set aside by the rewind") == 6 * 6
+    assert "=== s3, async ===" in result.stdout
 
 
 # Values and classes

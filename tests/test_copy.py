@@ -236,7 +236,7 @@ def test_only_a_page_is_in_memory(pair: tuple[str, str]) -> None:
     pages: list[int] = []
     last = 0
 
-    def progress(report: kvpersist.Report, total: int | None) -> None:
+    def progress(report: kvpersist.CopyReport, total: int | None) -> None:
         nonlocal last
         pages.append(report.found - last)
         last = report.found

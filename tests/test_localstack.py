@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -62,8 +63,8 @@ def test_docker_compose_refuses_what_is_wrong(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, check=False).returncode != 0
 
 
-@pytest.fixture(scope="module")
-def localstack() -> Iterator[tuple[subprocess.Popen[str], str]]:
+@pytest.fixture(scope="module", params=[signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def localstack(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with FileLock(FOLDER / ".install.lock"):
         subprocess.run([sys.executable, START_LOCALSTACK, "--install-only"], check=True)
     (port,) = free_ports(1)
@@ -75,8 +76,10 @@ def localstack() -> Iterator[tuple[subprocess.Popen[str], str]]:
         ready = next((line for line in lines if line.startswith("ready: ")), "")
         assert ready == f"ready: s3://tried-at-home at http://127.0.0.1:{port}\n"
         yield process, f"http://127.0.0.1:{port}"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(request.param)
         assert process.wait(30) == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
     finally:
         process.kill()
         process.wait()

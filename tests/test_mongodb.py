@@ -41,7 +41,7 @@ class TestMongoDB(ServerContract):
 class TestCollections(FaceFixtures):
     @pytest.fixture
     def url(self) -> str:
-        return f"{servers.mongodb_url()}?database={servers.RUN}"
+        return servers.with_options(servers.mongodb_url(), database=servers.RUN)
 
     @pytest.mark.parametrize(
         "name", ["a.b", "two words", "'; db.dropDatabase(); //", "日本語", 'a"b', "a{b}", "x" * 150]
@@ -66,14 +66,15 @@ class TestCollections(FaceFixtures):
 
     def test_the_database_can_stand_in_the_url(self, face: Face) -> None:
         name = f"{servers.RUN}_url"
-        store = face.store(f"{servers.mongodb_url().rstrip('/')}/{name}")
+        base, _, query = servers.mongodb_url().partition("?")
+        store = face.store(f"{base.rstrip('/')}/{name}?{query}")
         store.put("a", b"x")
         with pymongo.MongoClient(servers.mongodb_url()) as client:
             assert client[name]["kvpersist"].find_one({"_id": "a"}) == {"_id": "a", "v": b"x", "f": "a"}
             client.drop_database(name)
 
     def test_what_is_too_large_is_an_error_before_it_is_sent(self, face: Face, url: str) -> None:
-        persister = face.persister(url, collection=unique())
+        persister = face.persister(url, collection=unique(), compact_history=False)
         persister.save("p", "a", 1, "step", state("x" * 15_000_000), "completed")
         assert len(persister.load("p", "a")["state"]["n"]) == 15_000_000
         with pytest.raises(StoreError, match=r"the record has 17,000,\d\d\d bytes.* 16,777,216 bytes"):

@@ -37,7 +37,7 @@ def test_every_public_name_is_there() -> None:
 def test_the_core_needs_next_to_nothing() -> None:
     requirements = importlib.metadata.requires("kvpersist") or []
     core = sorted(re.split(r"[^\w-]", each)[0] for each in requirements if "extra ==" not in each)
-    assert core == ["apache-burr", "filelock", "orjson", "ormsgpack"]
+    assert core == ["apache-burr", "filelock", "orjson", "ormsgpack", "zstandard"]
 
 
 def test_the_version_is_the_changelogs_newest() -> None:

@@ -173,7 +173,7 @@ class TestSentinel(BackendContract):
 
 class TestOptions(FaceFixtures):
     def test_a_write_that_too_few_replicas_have_is_an_error(self, face: Face, server: Server, prefix: str) -> None:
-        persister = face.persister(f"redis://127.0.0.1:{server.port}", prefix=prefix, replicas=1, timeout=0.2)
+        persister = face.persister(f"redis://127.0.0.1:{server.port}", prefix=prefix, replicas=1, timeout=2)
         with pytest.raises(StoreUnavailableError, match="0 of 1 replicas"):
             persister.save("p", "a", 1, "step", state(1), "completed")
 
@@ -333,7 +333,7 @@ class TestOptions(FaceFixtures):
     def test_a_full_server_says_so(self, face: Face, prefix: str) -> None:
         server = new_redis("--maxmemory", "3mb", "--maxmemory-policy", "noeviction")
         try:
-            persister = face.persister(f"redis://127.0.0.1:{server.port}", prefix=prefix)
+            persister = face.persister(f"redis://127.0.0.1:{server.port}", prefix=prefix, compact_history=False)
             persister.save("p", "a", 0, "step", state(0), "completed")
             with pytest.raises(StoreError, match="maxmemory"):
                 _fill(persister)

@@ -456,7 +456,7 @@ WAYS: list[dict[str, Any]] = [
 
 def test_what_was_written_before_stays_readable(tmp_path: Path) -> None:
     readable = {"encryption_key": KEY, "allow_plaintext": True, "allow_unsafe": ["pickle"]}
-    persister = Persister.from_url(f"file://{tmp_path}")
+    persister = Persister.from_url(f"file://{tmp_path}", compact_history=False)
     for number, way in enumerate(WAYS):
         persister.set_serde_kwargs({**readable, "encryption": None, **way})
         persister.save("p", "a", number, "step", State({**BIG, "n": number}), "completed")

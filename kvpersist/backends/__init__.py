@@ -15,7 +15,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from ..errors import ClosedError, OptionError, StoreError
@@ -52,6 +52,10 @@ class Backend(abc.ABC):
     """Set on a store that must stay as it is: no table, index or file is made when it is opened, and one that
     is not there reads as empty."""
 
+    values_in_scan: ClassVar[bool] = True
+    """Whether `scan(values=True)` is one round trip.  Where it is not, as on object stores, what is behind a key
+    is fetched together with other things."""
+
     def __init__(self, url: str, *, asynchronous: bool = False, **options: Any) -> None:
         self.url = url
         self.asynchronous = asynchronous
@@ -76,6 +80,16 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         """Store a value.  ``"create"`` stores it only where the key is absent and returns whether it did."""
+
+    def put_many(self, entries: Sequence[tuple[str, bytes]]) -> Step[bool]:
+        """Store values under keys that are absent, in order: none is stored unless all before it were.
+
+        Returns whether all were.  A store that can do so makes one round trip of it, and stores all or none.
+        """
+        for key, value in entries:
+            if not (yield from self.put(key, value, "create")):
+                return False
+        return True
 
     @abc.abstractmethod
     def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
@@ -162,11 +176,12 @@ class Clients(Generic[C]):
         """The client to use here and now."""
         if self._closed:
             raise ClosedError("this store was closed; open it anew")
+        if self._sync is not None:
+            return self._sync
         if not self._asynchronous:
-            if self._sync is None:
-                with self._lock:
-                    if self._sync is None:
-                        self._sync = yield from self._connect()
+            with self._lock:
+                if self._sync is None:
+                    self._sync = yield from self._connect()
             return self._sync
         loop = asyncio.get_running_loop()
         task = self._tasks.get(loop)

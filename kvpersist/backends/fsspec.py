@@ -61,6 +61,7 @@ class FsspecBackend(Backend):
     """
 
     atomic_create: ClassVar[bool] = False
+    values_in_scan: ClassVar[bool] = False
 
     extra: ClassVar[str] = "fsspec"
 

@@ -11,7 +11,7 @@ import threading
 import uuid
 import weakref
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -80,6 +80,17 @@ class MemoryBackend(Backend):
             elif mode == "create":
                 return False
             space.values[key] = value
+        return True
+
+    def put_many(self, entries: Sequence[tuple[str, bytes]]) -> Step[bool]:
+        yield from ()
+        space = self._space
+        with space.lock:
+            if any(key in space.values for key, _ in entries):
+                return False
+            for key, value in entries:
+                insort(space.keys, key)
+                space.values[key] = value
         return True
 
     def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:

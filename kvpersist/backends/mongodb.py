@@ -11,7 +11,7 @@ retries what a lost connection left open.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 from urllib.parse import urlencode, urlsplit
 
@@ -33,6 +33,8 @@ except ImportError as error:
 
 MAX_DOCUMENT: Final = 16 * 1024 * 1024
 """The most bytes that MongoDB takes in a document."""
+
+_DUPLICATE_KEY = 11000
 
 
 class MongoDBBackend(Backend):
@@ -128,6 +130,17 @@ class MongoDBBackend(Backend):
                     continue
                 raise
             return True
+
+    def put_many(self, entries: Sequence[tuple[str, bytes]]) -> Step[bool]:
+        try:
+            # In order, and none behind one that is there already.
+            yield from self._call("insert_many", [self._document(key, value) for key, value in entries], ordered=True)
+        except StoreError as error:
+            cause = error.__cause__
+            if isinstance(cause, errors.BulkWriteError) and cause.details["writeErrors"][0]["code"] == _DUPLICATE_KEY:
+                return False
+            raise
+        return True
 
     def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
         if new is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from ..errors import MissingExtraError, OptionError, StoreError, StoreUnavailableError
@@ -124,6 +124,10 @@ class PostgreSQLBackend(Backend):
             "ON CONFLICT (key) DO UPDATE SET value = excluded.value RETURNING 1"
         )
         self._replace = f"UPDATE {name} SET value = %b WHERE key = %s AND value = %b RETURNING 1"
+        self._create_all = (
+            f'INSERT INTO {name} (key, value) SELECT key, value FROM "new entries" '
+            f'WHERE NOT EXISTS (SELECT 1 FROM {name} JOIN "new entries" USING (key)) RETURNING 1'
+        )
         self._remove = f"DELETE FROM {name} WHERE key = %s AND value = %b RETURNING 1"
         self._delete = f"WITH gone AS (DELETE FROM {name} WHERE key = ANY(%s::text[])) SELECT 1"
         self._keys = f"SELECT key, NULL FROM {name} WHERE key >= %s AND key < %s ORDER BY key"
@@ -188,6 +192,17 @@ class PostgreSQLBackend(Backend):
 
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         return bool((yield from self._fetchall(getattr(self, f"_{mode}"), (key, value))))
+
+    def put_many(self, entries: Sequence[tuple[str, bytes]]) -> Step[bool]:
+        # One statement, and so all or none.
+        values = ", ".join(['(%s::text COLLATE "C", %b::bytea)'] * len(entries))
+        statement = f'WITH "new entries" (key, value) AS (VALUES {values}) {self._create_all}'
+        try:
+            return bool((yield from self._fetchall(statement, [each for entry in entries for each in entry])))
+        except StoreError as error:
+            if isinstance(error.__cause__, psycopg.errors.UniqueViolation):
+                return False  # somebody else made one of them at the same time
+            raise
 
     def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
         if new is None:

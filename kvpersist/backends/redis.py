@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote, urlencode, urlsplit
 
@@ -98,6 +98,24 @@ redis.call('ZADD', index, 0, name)
 if ARGV[4] then
   redis.call('PEXPIRE', values, ARGV[4])
   redis.call('PEXPIRE', index, ARGV[4])
+end
+return 1
+""")
+
+# Names with their values, all or none, in a folder that this process knows to be registered; as _WRITE_REGISTERED.
+_CREATE_ALL = _script("""
+local values, index, ttl = KEYS[1], KEYS[2], ARGV[1]
+if redis.call('HGET', values, '') ~= '1' then return -1 end
+for number = 2, #ARGV, 2 do
+  if redis.call('HEXISTS', values, ARGV[number]) == 1 then return 0 end
+end
+for number = 2, #ARGV, 2 do
+  redis.call('HSET', values, ARGV[number], ARGV[number + 1])
+  redis.call('ZADD', index, 0, ARGV[number])
+end
+if ttl ~= '0' then
+  redis.call('PEXPIRE', values, ttl)
+  redis.call('PEXPIRE', index, ttl)
 end
 return 1
 """)
@@ -321,6 +339,16 @@ class RedisBackend(Backend):
 
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
         return (yield from self._write(*_split(key), mode, value))
+
+    def put_many(self, entries: Sequence[tuple[str, bytes]]) -> Step[bool]:
+        folder = _split(entries[0][0])[0] if entries else ""
+        if folder in self._registered and all(_split(key)[0] == folder for key, _ in entries):
+            named = [each for key, value in entries for each in (_split(key)[1], value)]
+            done = yield from self._run(_CREATE_ALL, folder, self._ttl if _is_app(folder) else 0, *named)
+            if done >= 0:
+                return bool(done)
+            self._registered.discard(folder)
+        return (yield from super().put_many(entries))
 
     def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
         if new is None:

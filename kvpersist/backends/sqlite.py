@@ -12,7 +12,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
@@ -127,6 +127,11 @@ class SQLiteBackend(Backend):
             abandon=_stop_unheard,
         )
         self._get = f"SELECT value FROM {name} WHERE key = ?"
+        self._get_many = f"SELECT key, value FROM {name} WHERE key IN (SELECT value FROM json_each(?))"
+        self._create_all = (
+            f"INSERT INTO {name} (key, value) SELECT key, value FROM new "
+            f"WHERE NOT EXISTS (SELECT 1 FROM main.{name} JOIN new USING (key)) RETURNING 1"
+        )
         self._create = f"INSERT INTO {name} (key, value) VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING 1"
         self._overwrite = (
             f"INSERT INTO {name} (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
@@ -187,6 +192,17 @@ class SQLiteBackend(Backend):
             yield from self._write(self._overwrite, (key, value))
             return True
         return bool((yield from self._write(self._create, (key, value))))
+
+    def get_many(self, keys: Iterable[str]) -> Step[list[bytes | None]]:
+        wanted = list(keys)
+        found = dict((yield from self._read(self._get_many, (json.dumps(wanted),))))
+        return [found.get(key) for key in wanted]
+
+    def put_many(self, entries: Sequence[tuple[str, bytes]]) -> Step[bool]:
+        # One statement, and so all or none.
+        new = ", ".join(["(?, ?)"] * len(entries))
+        sql = f"WITH new (key, value) AS (VALUES {new}) {self._create_all}"
+        return bool((yield from self._write(sql, [each for entry in entries for each in entry])))
 
     def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
         if new is None:

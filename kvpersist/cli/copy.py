@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from kvpersist import ALL
-from kvpersist.copying import Report
+from kvpersist.copying import CopyReport
 from kvpersist.copying import copy as copy_histories
 
 LINE_EVERY = 10.0
@@ -104,7 +104,7 @@ def copy(
         sys.exit(1)
 
 
-def _summary(report: Report) -> str:
+def _summary(report: CopyReport) -> str:
     verb = "would be carried" if report.dry_run else "carried"
     parts = [f"{report.carried:,} records {verb} ({report.bytes / 1e6:,.1f} MB)"]
     parts.append(f"{report.already_there:,} already there")
@@ -148,7 +148,7 @@ class _Display:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self, report: Report, total: int | None) -> None:
+    def show(self, report: CopyReport, total: int | None) -> None:
         """Show how far it is."""
         if self._bar is not None:
             self._bar.update(self._task, completed=report.found, total=total)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple, Protocol
 
-from .. import __version__, records
+from .. import __version__, compaction, records
 from ..errors import (
     DeserializationError,
     KvpersistError,
@@ -57,8 +57,13 @@ class Sealed(NamedTuple):
     """A record's payload as it was stored, and what it is bound to."""
 
     where: str
-    bound: bytes
+    namespace: str
+    head: bytes
     payload: bytes
+
+    @property
+    def bound(self) -> bytes:
+        return _bound(self.namespace, self.head)
 
 
 class Serde:
@@ -93,7 +98,7 @@ class Serde:
         self.serde_kwargs = dict(serde_kwargs or {})
         options = dict(self.serde_kwargs)
         chosen = options.pop("serializer", "json")
-        self._compress, self._compression, self._max_size = _compression(options)
+        self._compress, self._compression, self.max_size = _compression(options)
         self._encryption = _encryption(options)
         self._reads_plaintext = bool(options.pop("allow_plaintext", False))
         if self._encryption is None or self._encryption.algorithm is None:
@@ -143,10 +148,32 @@ class Serde:
             raise SerializationError(f"{self.writer_name} made a {type(payload).__name__}, not bytes", "state")
         return payload
 
-    def encode(self, namespace: str, record: RecordId, status: Status, created_at: str, payload: bytes) -> bytes:
-        """The bytes to store for a record with this payload (from `dumps`)."""
-        coding: dict[str, str | int] = dict(self._coding)
-        if self._compress is not None and compression.PAYS_FROM <= len(payload) <= self._max_size:
+    def encode(
+        self,
+        namespace: str,
+        record: RecordId,
+        status: Status,
+        created_at: str,
+        payload: bytes,
+        *,
+        base: compaction.Base | None = None,
+        part: int | None = None,
+    ) -> bytes:
+        """The bytes to store for a record with this payload (from `dumps`).
+
+        With a `base` they hold a patch against that part's payload; with the level of a `part` they are one.
+        """
+        coding: dict[str, Any] = dict(self._coding)
+        if part is not None:
+            coding["part"] = part
+        if base is not None:
+            coding |= {"compression": compaction.PATCH, "uncompressed_size": len(payload)}
+            coding |= {"bases": base.chain, "base_hash": base.digest}
+            payload = base.patch(payload)
+        elif part is not None:
+            coding |= {"compression": "zstd", "uncompressed_size": len(payload)}
+            payload = compaction.snapshot(payload)
+        elif self._compress is not None and compression.PAYS_FROM <= len(payload) <= self.max_size:
             compressed = self._compress(payload)
             if len(compressed) < len(payload):
                 coding |= {"compression": self._compression, "uncompressed_size": len(payload)}
@@ -165,9 +192,9 @@ class Serde:
         signature = self._signing.sign(_bound(namespace, head), payload) if self._signing is not None else None
         return records.encode(head, payload, signature)
 
-    def is_same(self, header: Header, sealed: Sealed, payload: bytes) -> bool:
+    def is_same(self, header: Header, sealed: Sealed, payload: bytes, base: bytes | None = None) -> bool:
         """Whether a stored record has the content of a payload (from `dumps`), however either is written."""
-        stored = self._opened(header, sealed)
+        stored = self.opened(header, sealed, base)
         if header.serializer == self.writer_name and stored == payload:
             return True
         if header.serializer == self.writer_name and _is_safe(self.writer):
@@ -184,23 +211,25 @@ class Serde:
 
     # Reading
 
-    def decode(self, namespace: str, data: bytes, key: str, record: RecordId) -> tuple[Header, Sealed]:
-        """The header and the payload of the bytes found at `key`, where `record` must live.
+    def decode(
+        self, namespace: str, data: bytes, key: str, record: RecordId, *, part: bool = False
+    ) -> tuple[Header, Sealed]:
+        """The header and the payload of the bytes found at `key`, where `record` (or a `part`) must live.
 
         Raises:
             CorruptRecordError: where they are not that record, whole and unchanged.
             UntrustedRecordError: where it is not signed by one of the signing keys.
         """
-        header, head, payload = records.decode(data, key, record)
-        sealed = Sealed(key, _bound(namespace, head), payload)
+        header, head, payload = records.decode(data, key, record, part=part)
+        sealed = Sealed(key, namespace, head, payload)
         if self._signing is not None and not (
             self._reads_unsigned and header.signing is None and header.signature is None
         ):
             self._signing.verify(key, header, sealed.bound, payload)
         return header, sealed
 
-    def loads(self, header: Header, sealed: Sealed) -> dict[str, Any]:
-        """The state of a decoded record.
+    def loads(self, header: Header, sealed: Sealed, base: bytes | None = None) -> dict[str, Any]:
+        """The state of a decoded record; `base` is the payload that it is a patch against.
 
         Raises:
             UnsafeSerializerError: where opening it could run code, and nobody allowed that.
@@ -208,9 +237,9 @@ class Serde:
             DeserializationError: where it holds what this reader cannot or may not rebuild.
         """
         self._reader(header)  # an unsafe record is refused before anything is done with it
-        return self._loads(header, self._opened(header, sealed))
+        return self._loads(header, self.opened(header, sealed, base))
 
-    def _opened(self, header: Header, sealed: Sealed) -> bytes:
+    def opened(self, header: Header, sealed: Sealed, base: bytes | None = None) -> bytes:
         """A payload as `dumps` made it."""
         payload = sealed.payload
         if header.encryption is not None:
@@ -226,7 +255,7 @@ class Serde:
             )
         if header.compression is not None:
             payload = compression.decompressed(
-                header.compression, payload, header.uncompressed_size or 0, self._max_size
+                header.compression, payload, header.uncompressed_size or 0, self.max_size, base
             )
         return payload
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+from ..compaction import PATCH, unpatch
 from ..errors import DeserializationError, MissingExtraError, OptionError
 
 PAYS_FROM = 1024
@@ -87,10 +89,16 @@ def compressor(name: Any, level: Any) -> Callable[[bytes], bytes]:
     return lambda data: chosen.compress(data, level)
 
 
-def decompressed(name: str, data: bytes, size: int, max_size: int) -> bytes:
-    """The payload of a record that says it is compressed and how long it was."""
-    compression = COMPRESSIONS.get(name)
-    if compression is None:
+def decompressed(name: str, data: bytes, size: int, max_size: int, base: bytes | None = None) -> bytes:
+    """The payload of a record that says it is compressed and how long it was.
+
+    `base` is the payload that it is a patch against, where it is one.
+    """
+    if name == PATCH and base is not None:
+        decompress: Callable[[bytes, int], bytes] | None = partial(unpatch, base)
+    else:
+        decompress = COMPRESSIONS[name].decompress if name in COMPRESSIONS else None
+    if decompress is None:
         raise DeserializationError(
             f"the record is compressed with {name!r}, which this version of kvpersist does not know; "
             f"it knows {', '.join(COMPRESSIONS)}"
@@ -101,7 +109,7 @@ def decompressed(name: str, data: bytes, size: int, max_size: int) -> bytes:
             "raise it in serde_kwargs if the record is yours"
         )
     try:
-        whole = compression.decompress(data, size)
+        whole = decompress(data, size)
     except MissingExtraError:
         raise
     except Exception as error:

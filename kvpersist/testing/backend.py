@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from kvpersist import ClosedError, InvalidKeyError, OptionError
+from kvpersist.steps import arun, run
 from kvpersist.urls import open_backend
 
 from .faces import Face, FaceFixtures
@@ -128,6 +131,60 @@ class BackendContract(FaceFixtures):
         assert _keys(_all(store, "many/")) == keys
         store.delete(keys[1:])
         assert _keys(store.scan()) == keys[:1]
+
+    # Several at once
+
+    @pytest.fixture
+    def ran(self, store: Any, face: Face) -> Any:
+        """Runs an operation of the backend that the store does not show."""
+        backend = (store._target if face.asynchronous else store).backend
+
+        def ran(method: str, *arguments: Any) -> Any:
+            body = getattr(backend, method)(*arguments)
+            return face.loop.run_until_complete(arun(body)) if face.asynchronous else run(body)
+
+        return ran
+
+    def test_get_many(self, store: Any, ran: Any) -> None:
+        for key in ("a/1", "a/2", "b"):
+            store.put(key, key.encode())
+        assert ran("get_many", ["b", "a/3", "a/1", "b"]) == [b"b", None, b"a/1", b"b"]
+        assert ran("get_many", []) == []
+
+    def test_put_many(self, store: Any, ran: Any) -> None:
+        assert ran("put_many", [("a/1", b"1"), ("b", b"2" * 100_000), (f"c/{NEWEST}", b"")]) is True
+        assert _all(store, "", values=True) == [("a/1", b"1"), ("b", b"2" * 100_000), (f"c/{NEWEST}", b"")]
+        assert ran("put_many", [("a/2", b"3")]) is True
+        assert store.get("a/2") == b"3"
+
+    def test_put_many_stores_nothing_behind_a_key_that_is_taken(self, store: Any, ran: Any) -> None:
+        store.put("a/1", b"old")
+        assert ran("put_many", [("a/1", b"new"), ("a/2", b"new")]) is False
+        assert _all(store, "", values=True) == [("a/1", b"old")]
+        assert ran("put_many", [("a/3", b"new"), ("a/1", b"new"), ("a/4", b"new")]) is False
+        assert store.get("a/1") == b"old"
+        assert store.get("a/3") in (None, b"new")  # all or none, or one after the other
+        assert store.get("a/4") is None
+
+    def test_put_many_has_one_winner(self, store: Any, face: Face) -> None:
+        target = store._target if face.asynchronous else store
+
+        async def in_tasks(entries: list[Any]) -> list[Any]:
+            return await asyncio.gather(*(arun(target.backend.put_many(each)) for each in entries))
+
+        for attempt in range(5):
+            entries = [
+                [(f"race/{attempt}/part", b"%d" % writer), (f"race/{attempt}/record", b"%d" % writer)]
+                for writer in range(8)
+            ]
+            if face.asynchronous:
+                won = face.loop.run_until_complete(in_tasks(entries))
+            else:
+                with ThreadPoolExecutor(8) as pool:
+                    won = list(pool.map(lambda each: run(target.backend.put_many(each)), entries))
+            assert sorted(won) == [False] * 7 + [True]
+            assert store.get(f"race/{attempt}/record") == b"%d" % won.index(True)
+            assert store.get(f"race/{attempt}/part") == b"%d" % won.index(True)
 
     # scan
 

@@ -7,6 +7,7 @@ import datetime as dt
 import enum
 import os
 import pickle
+import random
 import traceback
 import unicodedata
 from typing import Any
@@ -351,6 +352,70 @@ class PersisterContract(FaceFixtures):
         assert two.list_partitions() == []
         assert two.prune(keep_last=1) == 0
 
+    # Compact histories
+
+    def test_a_history_grows_with_what_changed(self, face: Face, url: str, options: dict[str, Any]) -> None:
+        persister = face.persister(url, **options)
+        chats = _chats(60)
+        for number, chat in enumerate(chats):
+            persister.save("p", "a", number, "step", State({"chat": chat}), "completed")
+        headers = list(persister.history("p", "a"))
+        assert [header.sequence_id for header in headers] == list(range(59, -1, -1))
+        assert all(header.size < 2000 for header in headers if header.bases)
+        assert sum(bool(header.bases) for header in headers) > 50
+        fresh = face.persister(url, **options)
+        for number, chat in enumerate(chats):
+            assert fresh.load("p", "a", number)["state"]["chat"] == chat
+        assert fresh.load("p", "a")["state"]["chat"] == chats[-1]
+        assert fresh.load("p", None)["sequence_id"] == 59
+        assert fresh.verify().ok
+
+    def test_a_compact_history_that_goes_back(self, face: Face, url: str, options: dict[str, Any]) -> None:
+        persister = face.persister(url, on_conflict="rewind", **options)
+        old, new = _chats(30), _chats(30, "another way")
+        for number, chat in enumerate(old):
+            persister.save("p", "a", number, "step", State({"chat": chat}), "completed")
+        for number in range(10, 30):
+            persister.save("p", "a", number, "step", State({"chat": new[number]}), "completed")
+        fresh = face.persister(url, **options)
+        for number in range(30):
+            assert fresh.load("p", "a", number)["state"]["chat"] == (old if number < 10 else new)[number]
+        report = fresh.verify()
+        assert report.ok
+        assert report.records == 50
+        assert not report.unreachable_parts
+
+    def test_what_no_record_needs_is_collected(self, face: Face, url: str, options: dict[str, Any]) -> None:
+        persister = face.persister(url, **options)
+        chats = _chats(30)
+        for number, chat in enumerate(chats):
+            persister.save("p", "a", number, "step", State({"chat": chat}), "completed")
+        assert persister.prune(keep_last=1) == 29
+        assert persister.sweep() == 0  # not yet
+        unreachable = persister.verify().unreachable_parts
+        assert persister.sweep(grace=dt.timedelta(0)) == len(unreachable) > 0
+        report = face.persister(url, **options).verify()
+        assert report.ok
+        assert not report.unreachable_parts
+        assert persister.load("p", "a")["state"]["chat"] == chats[-1]
+        assert persister.delete_app("p", "a") == 1
+        assert face.store(url, **options).scan().entries == []
+
+    def test_writers_of_large_states_race(self, persister: Any, face: Face) -> None:
+        chats = _chats(20)
+        for number in (0, 7, 49):
+            saves: list[Any] = [
+                ("p", "a", number, "step", State({"chat": chats[10 + writer]}), "completed") for writer in range(8)
+            ]
+            results = face.at_once(persister, "save", saves)
+            assert results.count(None) == 1
+            assert sum(isinstance(result, ConflictError) for result in results) == 7
+            winner = results.index(None)
+            assert persister.load("p", "a", number)["state"]["chat"] == chats[10 + winner]
+            again = face.at_once(persister, "save", [saves[winner]] * 4)
+            assert again == [None] * 4
+        assert persister.verify().ok
+
     # Sharing, copying, closing
 
     def test_many_writers_on_one_persister(self, persister: Any, face: Face) -> None:
@@ -510,3 +575,9 @@ def persister_ids(persister: Any) -> list[int]:
 
 def _state(value: Any) -> State[Any]:
     return State({"n": value, "text": "some text"})
+
+
+def _chats(steps: int, seed: str = "chat") -> list[list[str]]:
+    rnd = random.Random(seed)
+    messages = [" ".join(f"{rnd.randrange(10**6)}" for _ in range(80)) for _ in range(steps + 5)]
+    return [messages[: number + 5] for number in range(steps)]
