@@ -228,7 +228,7 @@ def test_encrypted_records_go_along_but_not_to_another_namespace(pair: tuple[str
 
 def test_only_a_page_is_in_memory(pair: tuple[str, str]) -> None:
     source, target = pair
-    with Persister.from_url(source) as persister:
+    with Persister.from_url(source, compact_history=False) as persister:
         for number in range(12):
             persister.save("p", "app", number, "step", State({"big": "x" * 2**20}), "completed")
         for number in range(300):
