@@ -5,7 +5,7 @@
     persister = Persister.from_url("sqlite://./state.db")
 
 `Persister` and `AsyncPersister` are Burr persisters; `Store` and `AsyncStore` are the key-value
-protocol below them.
+protocol below them.  The classes of Burr (`SQLitePersister` and the others) are here under their names.
 """
 
 from __future__ import annotations
@@ -16,6 +16,32 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .burr import (
+        AsyncFilePersister,
+        AsyncFsspecPersister,
+        AsyncGCSPersister,
+        AsyncInMemoryPersister,
+        AsyncMongoDBBasePersister,
+        AsyncMongoDBPersister,
+        AsyncPostgreSQLPersister,
+        AsyncRedisBasePersister,
+        AsyncRedisPersister,
+        AsyncS3Persister,
+        AsyncSQLitePersister,
+        FilePersister,
+        FsspecPersister,
+        GCSPersister,
+        InMemoryPersister,
+        MongoDBBasePersister,
+        MongoDBPersister,
+        PostgreSQLPersister,
+        RedisBasePersister,
+        RedisPersister,
+        S3Persister,
+        SQLitePersister,
+        SQLLitePersister,
+    )
+    from .copying import CopyReport, NotCarried, acopy, copy
     from .errors import (
         ClosedError,
         ConflictError,
@@ -37,6 +63,7 @@ if TYPE_CHECKING:
     from .persisters import AsyncPersister, Persister
     from .records import Header
     from .store import AsyncStore, Store
+    from .tracking import LocalTrackingClient
 
 # Where each public name lives.  They are loaded when first used, so that importing the package is cheap.
 _HOMES = {
@@ -47,6 +74,36 @@ _HOMES = {
     "Persister": "persisters",
     "Report": "history",
     "Store": "store",
+    "LocalTrackingClient": "tracking",
+    **dict.fromkeys(["CopyReport", "NotCarried", "acopy", "copy"], "copying"),
+    **dict.fromkeys(
+        [
+            "AsyncFilePersister",
+            "AsyncFsspecPersister",
+            "AsyncGCSPersister",
+            "AsyncInMemoryPersister",
+            "AsyncMongoDBBasePersister",
+            "AsyncMongoDBPersister",
+            "AsyncPostgreSQLPersister",
+            "AsyncRedisBasePersister",
+            "AsyncRedisPersister",
+            "AsyncS3Persister",
+            "AsyncSQLitePersister",
+            "FilePersister",
+            "FsspecPersister",
+            "GCSPersister",
+            "InMemoryPersister",
+            "MongoDBBasePersister",
+            "MongoDBPersister",
+            "PostgreSQLPersister",
+            "RedisBasePersister",
+            "RedisPersister",
+            "S3Persister",
+            "SQLLitePersister",
+            "SQLitePersister",
+        ],
+        "burr",
+    ),
     **dict.fromkeys(
         [
             "ClosedError",
@@ -71,27 +128,55 @@ _HOMES = {
 
 __all__ = [
     "ALL",
+    "AsyncFilePersister",
+    "AsyncFsspecPersister",
+    "AsyncGCSPersister",
+    "AsyncInMemoryPersister",
+    "AsyncMongoDBBasePersister",
+    "AsyncMongoDBPersister",
     "AsyncPersister",
+    "AsyncPostgreSQLPersister",
+    "AsyncRedisBasePersister",
+    "AsyncRedisPersister",
+    "AsyncS3Persister",
+    "AsyncSQLitePersister",
     "AsyncStore",
     "ClosedError",
     "ConflictError",
+    "CopyReport",
     "CorruptPartError",
     "CorruptRecordError",
     "DeserializationError",
+    "FilePersister",
+    "FsspecPersister",
+    "GCSPersister",
     "Header",
+    "InMemoryPersister",
     "InvalidIdError",
     "InvalidKeyError",
     "KvpersistError",
+    "LocalTrackingClient",
     "MissingExtraError",
+    "MongoDBBasePersister",
+    "MongoDBPersister",
+    "NotCarried",
     "OptionError",
     "Persister",
+    "PostgreSQLPersister",
+    "RedisBasePersister",
+    "RedisPersister",
     "Report",
+    "S3Persister",
+    "SQLLitePersister",
+    "SQLitePersister",
     "SerializationError",
     "Store",
     "StoreError",
     "StoreUnavailableError",
     "UnsafeSerializerError",
     "UntrustedRecordError",
+    "acopy",
+    "copy",
 ]
 
 

@@ -7,8 +7,9 @@ Both drive the same `History`; nothing is decided here.
 from __future__ import annotations
 
 import datetime as dt
+import sys
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from burr.common.types import BaseCopyable
@@ -98,7 +99,7 @@ class _Face(BaseCopyable):
             query=query,
             known=("namespace", "serde_kwargs", "on_conflict", "compact_history"),
         )
-        return cls(backend, serde_kwargs=serde_kwargs, compact_history=compact_history, **settings)
+        return _made(cls, backend, {"serde_kwargs": serde_kwargs, "compact_history": compact_history, **settings})
 
     @classmethod
     def from_client(
@@ -129,20 +130,16 @@ class _Face(BaseCopyable):
             options=options,
             known=("namespace", "serde_kwargs", "on_conflict", "compact_history"),
         )
-        return cls(
-            backend,
-            namespace=namespace,
-            serde_kwargs=serde_kwargs,
-            on_conflict=on_conflict,
-            compact_history=compact_history,
-        )
+        settings = {"namespace": namespace, "on_conflict": on_conflict, "compact_history": compact_history}
+        return _made(cls, backend, {"serde_kwargs": serde_kwargs, **settings})
 
     def copy(self: Self) -> Self:
         """A persister for another thread or a sub-application, on the same connection.
 
         Cleaning up a copy leaves the connection to the original.
         """
-        twin = type(self)(self._open_history.backend, **self._settings())
+        twin = _made(type(self), self._open_history.backend, self._settings())
+        twin.__dict__.update(self._attributes())
         twin._is_copy = True
         twin._history.share_memory(self._history)
         return twin
@@ -160,6 +157,10 @@ class _Face(BaseCopyable):
             "compact_history": history.compact_history,
         }
 
+    def _attributes(self) -> dict[str, Any]:
+        """What a class with a constructor of its own keeps besides; it goes along with copies and pickles."""
+        return {}
+
     @property
     def _open_history(self) -> History:
         if self._closed:
@@ -167,7 +168,7 @@ class _Face(BaseCopyable):
         return self._history
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (type(self), self._history.backend, self._settings())
+        return _made, (type(self), self._history.backend, self._settings()), self._attributes()
 
     def __repr__(self) -> str:
         history = self._history
@@ -177,8 +178,11 @@ class _Face(BaseCopyable):
         )
 
 
-def _rebuilt(kind: Callable[..., Any], backend: Backend, settings: dict[str, Any]) -> Any:
-    return kind(backend, **settings)
+def _made(kind: type[Self], backend: Backend, settings: dict[str, Any]) -> Self:
+    """A persister on a backend, whatever the constructor of its class takes."""
+    made = kind.__new__(kind)
+    _Face.__init__(made, backend, **settings)
+    return made
 
 
 class Persister(_Face, BaseStatePersister):
@@ -230,6 +234,7 @@ class Persister(_Face, BaseStatePersister):
             InvalidIdError: an id that no record can have; nothing was written.
             StoreError: the store refused or failed.
         """
+        status = _status(state, sequence_id, position, status)
         run(self._open_history.save(partition_key, app_id, sequence_id, position, _fields(state), status))
 
     def load(
@@ -378,7 +383,7 @@ class AsyncPersister(_Face, AsyncBaseStatePersister):
         **kwargs: Any,
     ) -> None:
         """See `Persister.save`."""
-        _warn_of_stale_state(state, sequence_id, position, status)
+        status = _status(state, sequence_id, position, status)
         await arun(self._open_history.save(partition_key, app_id, sequence_id, position, _fields(state), status))
 
     async def load(
@@ -479,25 +484,53 @@ def _fields(state: Any) -> Mapping[str, Any]:
     return state
 
 
-def _warn_of_stale_state(state: Any, sequence_id: int, position: str, status: Status) -> None:
-    """Say so when Burr hands over the state from before the action.
+def _status(state: Any, sequence_id: int, position: str, status: Status) -> Status:
+    """The status that Burr should have said.
 
-    In an async application, Burr 0.43 does that for actions that are not ``async def`` (`Application._astep`
-    keeps the old state in its ``finally``).  The state's own marks tell: it belongs to this step, and yet
-    names another as the last one that was completed.
+    Burr 0.43 hands over the state from before the action, and calls it completed, where the step ended by something
+    that is no `Exception`: a task that was cancelled, Ctrl-C, SystemExit.  An application that is resumed from that
+    would skip the action.  That the step did not end shows in its result, which is then None, and in the state's own
+    marks: it belongs to this step, and names another as the last one that was completed.
+
+    In an async application Burr does the same for actions that are not ``async def``, though they did complete
+    (`Application._astep` keeps the old state in its ``finally``); of that there is only a warning.
     """
-    if (
-        status == "completed"
-        and isinstance(state, State)
-        and state.get("__SEQUENCE_ID") == sequence_id
-        and state.get("__PRIOR_STEP") != position
-    ):
-        warnings.warn(
-            f"Burr handed over the state from before the action {position!r}: in an async application its sync "
-            "actions are saved without what they did. Make the action 'async def'",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    hook = _burr_hook(position) if status == "completed" else None
+    if hook is None:
+        return status
+    is_stale = (
+        isinstance(state, State) and state.get("__SEQUENCE_ID") == sequence_id and state.get("__PRIOR_STEP") != position
+    )
+    if hook["result"] is not None and not is_stale:
+        return status
+    in_flight = sys.exc_info()[1]
+    if hook["action"].is_async() or (in_flight is not None and not isinstance(in_flight, Exception)):
+        return "failed"
+    warnings.warn(
+        f"Burr handed over the state from before the action {position!r}: in an async application its sync "
+        "actions are saved without what they did. Make the action 'async def'",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return status
+
+
+def _burr_hook(position: str) -> dict[str, Any] | None:
+    """What Burr tells the hook that calls `save` at the end of a step, from the hook's frame.
+
+    `save` is told neither the action nor its result; and Burr runs async hooks in a task of their own, where the
+    exception that ends the step is out of sight.
+    """
+    frame = sys._getframe(1).f_back
+    for _ in range(5):  # of persisters that wrap ours, too
+        if frame is None:
+            return None
+        if frame.f_code.co_name == "post_run_step":
+            found = frame.f_locals
+            if "result" in found and getattr(found.get("action"), "name", None) == position:
+                return found
+        frame = frame.f_back
+    return None
 
 
 def _loaded(record: Record | None) -> PersistedStateData | None:

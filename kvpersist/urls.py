@@ -80,6 +80,13 @@ def backend_of_client(
     )
 
 
+def check_options(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raise `OptionError` for the first option that is not known; it names the nearest that is."""
+    for name in given:
+        if name not in known:
+            raise OptionError(_unknown_option(name, what, known))
+
+
 def split_query(url: str) -> tuple[str, dict[str, str]]:
     """A URL without its query, and the options in the query."""
     if not isinstance(url, str):

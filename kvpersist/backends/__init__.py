@@ -48,6 +48,10 @@ class Backend(abc.ABC):
     atomic_create: ClassVar[bool] = True
     """Whether of two concurrent `put(mode="create")` of one key exactly one wins."""
 
+    read_only: bool = False
+    """Set on a store that must stay as it is: no table, index or file is made when it is opened, and one that
+    is not there reads as empty."""
+
     values_in_scan: ClassVar[bool] = True
     """Whether `scan(values=True)` is one round trip.  Where it is not, as on object stores, what is behind a key
     is fetched together with other things."""

@@ -233,7 +233,7 @@ class MongoDBBackend(Backend):
         """The one place where the collection is asked for something."""
         try:
             collection = yield from self._clients.get()
-            if not self._index_is_there:
+            if not self._index_is_there and not self.read_only:
                 yield collection.create_index("f")
                 self._index_is_there = True
             return (yield getattr(collection, method)(*arguments, **options))

@@ -246,6 +246,10 @@ class PostgreSQLBackend(Backend):
                 return (yield from self._fetchall_once(statement, parameters))
         except _Broken as broken:
             raise self._translated(broken.error) from broken.error
+        except psycopg.errors.UndefinedTable as error:
+            if self.read_only:
+                return []
+            raise self._translated(error) from error
         except psycopg.Error as error:
             raise self._translated(error) from error
 
@@ -253,7 +257,7 @@ class PostgreSQLBackend(Backend):
         client = yield from self._clients.get()
         connection = (yield client.getconn()) if self._pool else client
         try:
-            if not self._table_is_there:
+            if not self._table_is_there and not self.read_only:
                 yield from self._make_table(connection)
             cursor = connection.cursor(binary=True, row_factory=tuple_row)
             yield cursor.execute(statement, parameters, prepare=self._prepare)

@@ -20,15 +20,15 @@ from urllib.parse import quote
 from ..errors import MissingExtraError, OptionError, StoreError, StoreUnavailableError
 from ..keys import scan_range
 from ..steps import Step
-from ..urls import local_path, redacted
-from . import PAGE, Backend, Clients, Mode, Page, to_the_end
+from ..urls import check_options, local_path, redacted
+from . import PAGE, Backend, Clients, GivenClient, Mode, Page, to_the_end
 
 
 class _Connection:
     """A `sqlite3` connection that many threads may use, with the one method of `aiosqlite` that we need."""
 
-    def __init__(self, path: Path, **settings: Any) -> None:
-        self._connection: sqlite3.Connection = sqlite3.connect(path, check_same_thread=False, **settings)
+    def __init__(self, database: Path | str, **settings: Any) -> None:
+        self._connection: sqlite3.Connection = sqlite3.connect(database, check_same_thread=False, **settings)
         self._lock = threading.Lock()
 
     def execute_fetchall(self, sql: str, parameters: Any = ()) -> list[Any]:
@@ -38,6 +38,40 @@ class _Connection:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+class _Given:
+    """A `sqlite3` connection that the caller made, in whatever mode: each statement is committed."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def execute_fetchall(self, sql: str, parameters: Any = ()) -> list[Any]:
+        with self._lock:
+            cursor = self._connection.cursor()
+            cursor.row_factory = None
+            rows = cursor.execute(sql, parameters).fetchall()
+            if self._connection.in_transaction:
+                self._connection.commit()
+            return rows
+
+
+class _AsyncGiven:
+    """The async twin of `_Given`, for a connection of `aiosqlite`."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._lock = asyncio.Lock()
+
+    async def execute_fetchall(self, sql: str, parameters: Any = ()) -> list[Any]:
+        async with self._lock, self._connection.cursor() as cursor:
+            cursor.row_factory = None
+            await cursor.execute(sql, parameters)
+            rows: list[Any] = await cursor.fetchall()
+            if self._connection.in_transaction:
+                await self._connection.commit()
+            return rows
 
 
 class _Client(NamedTuple):
@@ -84,9 +118,10 @@ class SQLiteBackend(Backend):
             raise OptionError(f"{table!r} cannot be the name of an SQLite table")
         self._busy_timeout = busy_timeout
         self._durable = durable
+        self._is_set_up = True  # once connected; a connection that was handed in has yet to be looked at
         self._table = name = _quoted(table)
         new, walk = _quoted(f"{table} new"), _quoted(f"{table} walk")  # never the table's own name
-        self._clients: Clients[_Client] = Clients(
+        self._clients: Clients[_Client] | GivenClient[_Client] = Clients(
             asynchronous=asynchronous,
             connect=self._connect,
             disconnect=self._disconnect,
@@ -124,11 +159,28 @@ class SQLiteBackend(Backend):
                      ELSE substr(key, 1, :skip - 1 + instr(substr(key, :skip), '/')) END, NULL
             FROM {walk} WHERE key IS NOT NULL LIMIT :limit"""
 
+    @classmethod
+    def of_client(cls, client: Any, *, asynchronous: bool, **options: Any) -> SQLiteBackend:
+        """The store behind a `sqlite3.Connection` or, async, a connection of `aiosqlite`.
+
+        What is pending on the connection is committed, and its database keeps its journal mode.
+        """
+        if isinstance(client, sqlite3.Connection) is asynchronous:
+            raise OptionError(
+                f"this needs {'an async' if asynchronous else 'a sync'} client, a connection of "
+                f"{'aiosqlite' if asynchronous else 'sqlite3'}, not a "
+                f"{type(client).__module__}.{type(client).__qualname__}"
+            )
+        check_options(options, ("table",), "a store made of a client")
+        backend = cls("sqlite:///client/connection", asynchronous=asynchronous, **options)
+        backend.url, backend.path = "sqlite://client", Path("the database of the connection")
+        backend._is_set_up = False
+        given: Any = _AsyncGiven(client) if asynchronous else _Given(client)
+        backend._clients = GivenClient(_Client(given, given))
+        return backend
+
     def open(self) -> Step[None]:
-        try:
-            yield from self._clients.get()
-        except sqlite3.Error as error:
-            raise self._translated(error) from error
+        yield from self._read(self._get, ("",))
 
     def close(self) -> Step[None]:
         yield from self._clients.close()
@@ -180,18 +232,24 @@ class SQLiteBackend(Backend):
         yield from self._write(self._delete, (json.dumps(list(keys)),))
 
     def _read(self, sql: str, parameters: Any) -> Step[list[Any]]:
-        try:
-            client = yield from self._clients.get()
-            rows: list[Any] = yield self._finished(client.reader.execute_fetchall(sql, parameters))
-        except sqlite3.Error as error:
-            raise self._translated(error) from error
-        return rows
+        return self._run(sql, parameters, writes=False)
 
     def _write(self, sql: str, parameters: Any) -> Step[list[Any]]:
+        return self._run(sql, parameters, writes=True)
+
+    def _run(self, sql: str, parameters: Any, *, writes: bool) -> Step[list[Any]]:
+        """The one place where a statement runs."""
         try:
             client = yield from self._clients.get()
-            rows: list[Any] = yield self._finished(client.writer.execute_fetchall(sql, parameters))
+            if not self._is_set_up:
+                columns = yield from self._columns(client.writer)
+                yield from self._make_table(client.writer, columns)
+                self._is_set_up = True
+            connection = client.writer if writes else client.reader
+            rows: list[Any] = yield self._finished(connection.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
+            if self.read_only and "no such table" in str(error):
+                return []
             raise self._translated(error) from error
         return rows
 
@@ -201,6 +259,9 @@ class SQLiteBackend(Backend):
     def _connect(self) -> Step[_Client]:
         if sqlite3.sqlite_version_info < (3, 35):
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: kvpersist needs 3.35 or newer")
+        if self.read_only:
+            only = yield from self._connection()
+            return _Client(only, only)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -217,13 +278,17 @@ class SQLiteBackend(Backend):
 
     def _connection(self) -> Step[Any]:
         settings: dict[str, Any] = {"timeout": self._busy_timeout, "isolation_level": None}
+        database: Path | str = self.path
+        if self.read_only:
+            database = f"{self.path.as_uri()}?mode=ro" if self.path.exists() else ":memory:"
+            settings["uri"] = True
         if not self.asynchronous:
-            return _Connection(self.path, **settings)
+            return _Connection(database, **settings)
         try:
             import aiosqlite
         except ImportError as error:
             raise MissingExtraError('async SQLite needs aiosqlite: pip install "kvpersist[sqlite]"') from error
-        connection = aiosqlite.connect(self.path, **settings)
+        connection = aiosqlite.connect(database, **settings)
         # An application that forgets to clean up should still be able to exit.
         connection._thread.daemon = True
         try:
@@ -235,14 +300,21 @@ class SQLiteBackend(Backend):
 
     def _set_up(self, writer: Any) -> Step[None]:
         # First a look: a database that is not ours is left as it is.
-        columns = yield writer.execute_fetchall(f"PRAGMA table_info({self._table})")
+        columns = yield from self._columns(writer)
+        yield from self._set_wal(writer)
+        yield writer.execute_fetchall(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+        yield from self._make_table(writer, columns)
+
+    def _columns(self, writer: Any) -> Step[list[Any]]:
+        columns: list[Any] = yield writer.execute_fetchall(f"PRAGMA table_info({self._table})")
         if columns and [(column[1], column[2], column[5]) for column in columns] != _COLUMNS:
             raise StoreError(
                 f"the table {self.options['table']!r} of {self.path} is not one of kvpersist's; "
                 "choose another with table=..."
             )
-        yield from self._set_wal(writer)
-        yield writer.execute_fetchall(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+        return columns
+
+    def _make_table(self, writer: Any, columns: list[Any]) -> Step[None]:
         if not columns:
             yield writer.execute_fetchall(
                 f"CREATE TABLE IF NOT EXISTS {self._table} (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL)"
@@ -267,7 +339,8 @@ class SQLiteBackend(Backend):
 
     def _disconnect(self, client: _Client) -> Step[None]:
         yield client.reader.close()
-        yield client.writer.close()
+        if client.writer is not client.reader:
+            yield client.writer.close()
 
     def _translated(self, error: sqlite3.Error) -> StoreError:
         message = str(error)
@@ -278,7 +351,8 @@ class SQLiteBackend(Backend):
         if "not a database" in message:
             return StoreError(f"{self.path} is a file, but not an SQLite database")
         if "unable to open" in message or "readonly" in message:
-            return StoreError(f"{self.path} cannot be opened for writing: {message}")
+            purpose = "reading" if self.read_only else "writing"
+            return StoreError(f"{self.path} cannot be opened for {purpose}: {message}")
         return StoreError(f"{self.path}: {message}")
 
 

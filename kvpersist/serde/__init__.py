@@ -129,6 +129,11 @@ class Serde:
         if not _is_safe(self.writer):
             self._coding["python"] = PYTHON
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is left for the serializer and for the functions registered with Burr's serde."""
+        return self._options
+
     # Writing
 
     def dumps(self, state: dict[str, Any]) -> bytes:

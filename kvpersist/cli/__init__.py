@@ -1,0 +1,41 @@
+"""The ``kvpersist`` command: a group, and a module a command."""
+
+from __future__ import annotations
+
+try:
+    import click
+    import rich  # noqa: F401  here, so that one message names the extra for both
+except ImportError as error:
+    raise SystemExit(f'the kvpersist command needs click and rich ({error}): pip install "kvpersist[cli]"') from error
+
+from importlib import import_module
+from typing import Any
+
+from kvpersist import __version__
+from kvpersist.errors import KvpersistError
+
+COMMANDS = ("copy",)
+"""Each is the command of its name in the module of its name, loaded when it is asked for."""
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KvpersistError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group)
+@click.version_option(__version__)
+def main() -> None:
+    """Work with the stores of kvpersist."""
