@@ -14,7 +14,7 @@ from typing import Any
 from kvpersist import __version__
 from kvpersist.errors import KvpersistError
 
-COMMANDS = ("copy",)
+COMMANDS = ("copy", "verify")
 """Each is the command of its name in the module of its name, loaded when it is asked for."""
 
 
