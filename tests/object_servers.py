@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -13,8 +14,9 @@ import sys
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,10 @@ def running(
             while True:
                 try:
                     ready()
+                    # A client leaves a socket behind where a server that was still starting hung up on it.
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", ResourceWarning)
+                        gc.collect()
                     break
                 except Exception as error:
                     if process.poll() is not None or time.monotonic() > deadline:
@@ -124,9 +130,9 @@ def _s3(name: str, port: int) -> ObjectServer:
 
 
 def _make_bucket(server: ObjectServer) -> None:
-    boto = server.boto()
-    if BUCKET not in {each["Name"] for each in boto.list_buckets()["Buckets"]}:
-        boto.create_bucket(Bucket=BUCKET)
+    with closing(server.boto()) as boto:
+        if BUCKET not in {each["Name"] for each in boto.list_buckets()["Buckets"]}:
+            boto.create_bucket(Bucket=BUCKET)
 
 
 @contextmanager
