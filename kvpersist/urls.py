@@ -80,11 +80,17 @@ def backend_of_client(
     )
 
 
-def check_options(given: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Raise `OptionError` for the first option that is not known; it names the nearest that is."""
+def check_options(given: Iterable[str], known: Iterable[str], what: str, *, elsewhere: Iterable[str] = ()) -> None:
+    """Raise `OptionError` for the first option that is not known.
+
+    It names the nearest that is, or that is known elsewhere, where the option could have been meant for.
+    """
     for name in given:
         if name not in known:
-            raise OptionError(_unknown_option(name, what, known))
+            names = sorted([*known, *elsewhere])
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+            raise OptionError(f"{what} has no option {name!r}; {hint}")
 
 
 def split_query(url: str) -> tuple[str, dict[str, str]]:
@@ -166,10 +172,7 @@ def _check_names(kind: type[Backend], given: Iterable[str], what: str, known: It
     # A constructor that takes any option hands on to its driver what is not its own, and the driver checks it.
     if any(each.kind is each.VAR_KEYWORD for each in inspect.signature(kind).parameters.values()):
         return
-    parameters = _options_of(kind)
-    for name in given:
-        if name not in parameters:
-            raise OptionError(_unknown_option(name, what, [*parameters, *known]))
+    check_options(given, _options_of(kind), what, elsewhere=known)
 
 
 def _options_of(kind: type[Backend]) -> dict[str, Any]:
@@ -199,13 +202,6 @@ def _checked(name: str, value: Any, hint: Any, *, in_url: bool) -> Any:
         return value
     names = " or ".join(kind.__name__ for kind in kinds)
     raise OptionError(f"the option {name}={value!r} must be a {names}")
-
-
-def _unknown_option(name: str, what: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-    return f"{what} has no option {name!r}; {hint}"
 
 
 def _listed(schemes: Iterable[str]) -> str:
