@@ -192,12 +192,16 @@ def _remove_from_redis(url: str) -> None:
 
 @functools.cache
 def redis_cluster() -> list[Server]:
+    return new_redis_cluster("--appendonly", "yes")
+
+
+def new_redis_cluster(*arguments: str) -> list[Server]:
     """Three masters that share the slots."""
     buses = [free_port() for _ in range(3)]
     nodes = [
         new_redis(
             *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(bus)),
-            *("--appendonly", "yes"),
+            *arguments,
         )
         for bus in buses
     ]
