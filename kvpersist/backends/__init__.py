@@ -22,7 +22,7 @@ from ..errors import ClosedError, OptionError, StoreError
 from ..steps import Step, arun, gather
 
 PAGE = 1000
-"""The most entries of a page for which no limit was given."""
+"""The most entries of a page for which no limit was given, but for the children of a folder that is read whole."""
 
 Mode = Literal["overwrite", "create"]
 Entry = tuple[str, "bytes | None"]
