@@ -221,8 +221,10 @@ class Clients(Generic[C]):
                 yield from self._disconnect((yield task))
 
     def _abandon_others(self, of_loop: Callable[[asyncio.AbstractEventLoop], bool]) -> None:
-        for loop in [loop for loop in self._tasks if of_loop(loop)]:
-            task = self._tasks.pop(loop)
+        for loop in [loop for loop in list(self._tasks) if of_loop(loop)]:
+            task = self._tasks.pop(loop, None)
+            if task is None:
+                continue  # a thread with a loop of its own was faster
             if task.done() and not task.cancelled() and task.exception() is None:
                 self._abandon(task.result())
             del loop, task
