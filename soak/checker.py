@@ -330,8 +330,12 @@ def _unknown_records(events: Sequence[Event]) -> list[str]:
 
 
 def growth(samples: Sequence[float]) -> float | None:
-    """How much more the last third of some samples has than the first: medians; None for fewer than six."""
-    third = len(samples) // 3
+    """How much more the last third of some samples has than the first, by medians, once it has warmed up.
+
+    The first quarter is left out.  None for fewer than seven samples.
+    """
+    warm = samples[len(samples) // 4 :]
+    third = len(warm) // 3
     if third < 2:
         return None
-    return statistics.median(samples[-third:]) - statistics.median(samples[:third])
+    return statistics.median(warm[-third:]) - statistics.median(warm[:third])

@@ -30,8 +30,9 @@ CREWS: dict[str, tuple[worker.Face, ...]] = {"0": ("sync", "sync"), "1": ("async
 LONGEST = 120
 """Seconds after which an operation counts as one that hangs."""
 
-ALLOWED = {"memory": 16 * 2**20, "descriptors": 3, "threads": 2, "connections": 3, "temporary files": 0}
-"""How much more each may be in the last third of the rounds than in the first."""
+ALLOWED = {"memory": 24 * 2**20, "descriptors": 16, "threads": 4, "connections": 16, "temporary files": 0}
+"""How much more each may be late in a run than early: see `checker.growth`.  Drivers keep pools of connections, of
+which more or fewer are open as the faults have it; what leaks at each fault comes to hundreds in half an hour."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
 

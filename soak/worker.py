@@ -13,11 +13,13 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import math
 import os
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -404,7 +406,7 @@ class Client:
         except StoreError as error:  # out of reach, or it says that it failed: what came of it is not known
             outcome, problem = "unknown", f"{type(error).__name__}: {error}"
         except Exception as error:  # noqa: BLE001  no other may come through
-            outcome, problem = "broken", f"{type(error).__name__}: {error} (cause: {error.__cause__!r})"
+            outcome, problem = "broken", "".join(traceback.format_exception(error)[-12:])
         self.log.end(number, outcome, found, problem)
         if outcome == "unknown":
             yield time.sleep(0.05) if self.face == "sync" else asyncio.sleep(0.05)
@@ -416,6 +418,7 @@ class Client:
 
 def main(place: Place, worker: str, life: int, commands: Connection) -> None:
     """What a worker's process runs: rounds of work, an inspection, until told to stop."""
+    logging.disable()  # drivers write about each fault
     tempfile.tempdir = str(place.folder / "tmp")
     log = Log(place.folder / f"log-{worker}-{life}-{os.getpid()}.jsonl")
     crew = place.crews[worker]
