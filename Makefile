@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test demo lint types bench clean
+.PHONY: test demo lint types bench soak clean
 
 test: .venv/ready
 	$(BIN)/ruff check .
@@ -16,6 +16,11 @@ demo: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.report
+
+MINUTES ?= 30
+soak: .venv/ready
+	$(BIN)/python -m soak --minutes $(MINUTES)
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
