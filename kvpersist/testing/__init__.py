@@ -15,8 +15,14 @@ A test module for a backend is a fixture that names a new, empty store, and the 
     class TestPersister(PersisterContract):
         pass
 
-Every test runs with the sync face and with the async one.  Needs the extra ``kvpersist[testing]``.
+Every test runs with the sync face and with the async one.  A serializer's is the class `SerializerContract` with the
+serializer as its attribute.  Needs the extra ``kvpersist[testing]``.
 """
+
+import pytest
+
+# So that a failed assertion shows its values in other projects too; before these modules are imported.
+pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in ("backend", "model", "persister", "serializer")))
 
 from .backend import BackendContract
 from .faces import Blocking, Face
