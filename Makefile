@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test coverage demo lint types bench clean
+.PHONY: test coverage wheels demo lint types bench clean
 
 test: .venv/ready
 	$(BIN)/ruff check .
@@ -17,6 +17,10 @@ coverage: .venv/ready
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage html --quiet --directory .coverage-html --fail-under 0
 	$(BIN)/coverage report
+
+# Each extra on each Python at hand, from the wheel alone.
+wheels: .venv/ready
+	KVPERSIST_WHEELS_EVERYWHERE=1 $(BIN)/python -m pytest -n auto tests/test_wheel.py
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py

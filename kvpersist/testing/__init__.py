@@ -19,7 +19,15 @@ Every test runs with the sync face and with the async one.  A serializer's is th
 serializer as its attribute.  Needs the extra ``kvpersist[testing]``.
 """
 
-import pytest
+from kvpersist.errors import MissingExtraError
+
+try:
+    import hypothesis  # noqa: F401  here, so that one message names the extra for both
+    import pytest
+except ImportError as error:
+    raise MissingExtraError(
+        f'the suites need pytest and hypothesis ({error}): pip install "kvpersist[testing]"'
+    ) from error
 
 # So that a failed assertion shows its values in other projects too; before these modules are imported.
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in ("backend", "model", "persister", "serializer")))
