@@ -2,13 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test coverage wheels demo lint types bench clean
+.PHONY: test lint types coverage wheels dist demo bench clean
 
-test: .venv/ready
+test: lint types
+	$(BIN)/python -m pytest -n auto
+
+lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/zizmor --quiet --offline --pedantic .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema custom.github-workflows-require-timeout .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+
+types: .venv/ready
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto
 
 # The whole suite, slower by a third: fails below fail_under of pyproject.toml.
 coverage: .venv/ready
@@ -21,6 +29,10 @@ coverage: .venv/ready
 # Each extra on each Python at hand, from the wheel alone.
 wheels: .venv/ready
 	KVPERSIST_WHEELS_EVERYWHERE=1 $(BIN)/python -m pytest -n auto tests/test_wheel.py
+
+dist: .venv/ready
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py

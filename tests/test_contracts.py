@@ -12,6 +12,7 @@ from conftest import STORES
 
 from kvpersist.backends import memory
 from kvpersist.testing import BackendContract, PersisterContract
+from kvpersist.urls import local_path
 
 
 @pytest.fixture(params=STORES)
@@ -41,7 +42,7 @@ class RawFiles:
     """Finds files by the documented layout, with shell tools' means."""
 
     def __init__(self, url: str) -> None:
-        self.root = Path(url.removeprefix("file://").partition("?")[0])
+        self.root = local_path(url)
 
     def path(self, key: str) -> Path:
         folder, _, name = key.rpartition("/")
@@ -58,7 +59,7 @@ class RawFiles:
 
 class RawSQLite:
     def __init__(self, url: str) -> None:
-        self.path = url.removeprefix("sqlite://")
+        self.path = local_path(url)
 
     def read(self, key: str) -> bytes:
         connection = sqlite3.connect(self.path)
