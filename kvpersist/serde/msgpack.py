@@ -44,8 +44,8 @@ class MessagePackSerializer(TreeSerializer):
     """MessagePack with extension types for what it lacks; takes the arguments of `TreeSerializer`."""
 
     name = "msgpack"
-    _native = frozenset((bytes, float))
-    _reserved = None
+    native = frozenset((bytes, float))
+    reserved = None
 
     def dumps(self, state: dict[str, Any]) -> bytes:
         if not has_burr_fields(state):
@@ -58,7 +58,7 @@ class MessagePackSerializer(TreeSerializer):
             except TypeError:  # both libraries' errors are one
                 pass  # what it was about, and where, is found out below
         try:
-            return ormsgpack.packb(self._encoded_state(state))
+            return ormsgpack.packb(self.encoded_state(state))
         except (RecursionError, ormsgpack.MsgpackEncodeError) as error:
             if isinstance(error, SerializationError):
                 raise
@@ -76,10 +76,10 @@ class MessagePackSerializer(TreeSerializer):
                     raise DeserializationError("the payload is nested too deep")
                 value = ormsgpack.unpackb(content, ext_hook=extension)
                 if code:
-                    return self._rebuilt(_TAGS.get(code, code), value, {})
+                    return self.rebuilt(_TAGS.get(code, code), value, {})
                 if type(value) is not list or len(value) != 3 or type(value[2]) is not dict:
                     raise DeserializationError("an extension value of type 0 is no array of three")
-                return self._rebuilt(*value)
+                return self.rebuilt(*value)
             except Exception as error:
                 failures.append(error)  # ormsgpack tells that this failed, but not why
                 raise
@@ -100,17 +100,17 @@ class MessagePackSerializer(TreeSerializer):
     def _encoded_alone(self, value: Any) -> Any:
         return self._encoded(value, ROOT, 0)
 
-    def _tagged(self, tag: str, value: Any, more: dict[str, Any]) -> Any:
+    def tagged(self, tag: str, value: Any, more: dict[str, Any]) -> Any:
         code = 0 if more else CODES.get(tag, 0)
         return ormsgpack.Ext(code, ormsgpack.packb(value if code else [tag, value, more]))
 
-    def _packed(self, node: Any) -> bytes:
+    def packed(self, node: Any) -> bytes:
         return ormsgpack.packb(node)
 
-    def _binary(self, data: bytes) -> bytes:
+    def binary(self, data: bytes) -> bytes:
         return data
 
-    def _unbinary(self, value: Any) -> bytes:
+    def unbinary(self, value: Any) -> bytes:
         if type(value) is not bytes:
             raise DeserializationError(f"bytes are expected, not a {type(value).__name__}")
         return value
