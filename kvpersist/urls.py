@@ -162,9 +162,13 @@ def _backend(scheme: str) -> type[Backend]:
     except KvpersistError:
         raise
     except ImportError as error:
-        raise MissingExtraError(
-            f'{scheme}:// needs a package that is not installed ({error}): pip install "kvpersist[{scheme}]"'
-        ) from error
+        package = point.dist.name if point.dist else "kvpersist"
+        what = (
+            f'pip install "kvpersist[{scheme}]"'
+            if package == "kvpersist"
+            else f"see {package}, which brings {scheme}://"
+        )
+        raise MissingExtraError(f"{scheme}:// needs a package that is not installed ({error}): {what}") from error
     return kind
 
 

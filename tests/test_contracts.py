@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import servers
 from conftest import STORES
-from hypothesis import settings
 
 from kvpersist.backends import memory
-from kvpersist.testing import BackendContract, Face, PersisterContract, StoreMachine
+from kvpersist.testing import BackendContract, PersisterContract
+from kvpersist.urls import local_path
 
 
 @pytest.fixture(params=STORES)
@@ -42,7 +42,7 @@ class RawFiles:
     """Finds files by the documented layout, with shell tools' means."""
 
     def __init__(self, url: str) -> None:
-        self.root = Path(url.removeprefix("file://").partition("?")[0])
+        self.root = local_path(url)
 
     def path(self, key: str) -> Path:
         folder, _, name = key.rpartition("/")
@@ -59,7 +59,7 @@ class RawFiles:
 
 class RawSQLite:
     def __init__(self, url: str) -> None:
-        self.path = url.removeprefix("sqlite://")
+        self.path = local_path(url)
 
     def read(self, key: str) -> bytes:
         connection = sqlite3.connect(self.path)
@@ -92,21 +92,3 @@ class TestBackend(BackendContract):
 
 class TestPersister(PersisterContract):
     pass
-
-
-@pytest.mark.parametrize("face_name", ["sync", "async"])
-def test_any_sequence_of_operations_agrees_with_a_model(store_name: str, face_name: str, tmp_path: Path) -> None:
-    if store_name == "file-durable":
-        return  # the same code as "file", but for the waiting
-    face = Face(face_name == "async")
-
-    class Machine(StoreMachine):
-        def make_store(self) -> Any:
-            return face.store(STORES[store_name](tmp_path))
-
-    from hypothesis.stateful import run_state_machine_as_test
-
-    run_state_machine_as_test(
-        Machine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None, derandomize=True)
-    )
-    face.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -67,6 +68,10 @@ def header_of(data: bytes) -> dict[str, Any]:
 class TestJSON(SerializerContract):
     serializer = JSONSerializer()
 
+    def test_a_tag_that_is_not_known_is_an_error(self) -> None:
+        with pytest.raises(DeserializationError, match="'no-such-tag' is not known"):
+            self.serializer.loads(b'{"a":{"$kv":"no-such-tag"}}')
+
 
 class TestMessagePack(SerializerContract):
     serializer = MessagePackSerializer()
@@ -82,6 +87,38 @@ class TestCloudpickle(SerializerContract):
     serializer = CloudpickleSerializer()
     holds_anything = True
     equal_bytes = False
+
+
+class OnlyJSON:
+    """A simple serializer, as another package might bring: it refuses what JSON cannot hold."""
+
+    def dumps(self, state: dict[str, Any]) -> bytes:
+        self._check(state, "state")
+        return json.dumps(state).encode()
+
+    def loads(self, data: bytes) -> dict[str, Any]:
+        try:
+            state = json.loads(data)
+        except ValueError as error:
+            raise DeserializationError(str(error)) from error
+        if not isinstance(state, dict):
+            raise DeserializationError("not an object")
+        return state
+
+    def _check(self, value: Any, path: str) -> None:
+        kind = type(value)
+        held = value is None or kind in (bool, str, list, dict) or (kind is float and math.isfinite(value))
+        if not (held or (kind is int and abs(value) < 2**64)) or (kind is dict and {str} < {*map(type, value), str}):
+            raise SerializationError(f"{path} is a {kind.__name__}, which JSON cannot hold", path)
+        if len(path) > 1000:
+            raise SerializationError(f"{path} is nested too deep", path)
+        for key, each in value.items() if kind is dict else enumerate(value) if kind is list else ():
+            self._check(each, f"{path}[{key!r}]")
+
+
+class TestOnlyJSON(SerializerContract):
+    serializer = OnlyJSON()
+    may_refuse = True
 
 
 class Through:

@@ -195,3 +195,4 @@ def test_a_backend_of_somebody_else_is_found(tmp_path: Path) -> None:
     one, other = result.stdout.splitlines()
     assert one == "b'1' 7 Store('other://x')"
     assert other.startswith("lost:// needs a package that is not installed (No module named 'no_such_module')")
+    assert other.endswith("see other, which brings lost://")

@@ -46,8 +46,8 @@ class JSONSerializer(TreeSerializer):
     """Readable JSON with tags for what JSON lacks; takes the arguments of `TreeSerializer`."""
 
     name = "json"
-    _native = frozenset()
-    _reserved = TAG
+    native = frozenset()
+    reserved = TAG
 
     def dumps(self, state: dict[str, Any]) -> bytes:
         if not has_burr_fields(state):
@@ -60,7 +60,7 @@ class JSONSerializer(TreeSerializer):
                 if not _holds_tag(data) and not (_holds_not_finite(packed) and b"null" in data):
                     return data
         try:
-            return orjson.dumps(self._encoded_state(state))
+            return orjson.dumps(self.encoded_state(state))
         except (RecursionError, orjson.JSONEncodeError) as error:
             if isinstance(error, SerializationError):
                 raise
@@ -79,6 +79,10 @@ class JSONSerializer(TreeSerializer):
             raise DeserializationError("the payload is not a JSON object")
         return state
 
+    def shown(self, data: bytes) -> Any:
+        """The tree that `dumps` wrote, with its tags as they stand: nothing is built or imported."""
+        return orjson.loads(data)
+
     def _decoded(self, node: Any) -> Any:
         if type(node) is list:
             return [self._decoded(each) for each in node]
@@ -87,18 +91,18 @@ class JSONSerializer(TreeSerializer):
         decoded = {key: self._decoded(each) for key, each in node.items()}
         if TAG not in decoded:
             return decoded
-        return self._rebuilt(decoded.pop(TAG), decoded.pop("value", None), decoded)
+        return self.rebuilt(decoded.pop(TAG), decoded.pop("value", None), decoded)
 
-    def _tagged(self, tag: str, value: Any, more: dict[str, Any]) -> Any:
+    def tagged(self, tag: str, value: Any, more: dict[str, Any]) -> Any:
         return {TAG: tag, "value": value, **more}
 
-    def _packed(self, node: Any) -> bytes:
+    def packed(self, node: Any) -> bytes:
         return orjson.dumps(node)
 
-    def _binary(self, data: bytes) -> str:
+    def binary(self, data: bytes) -> str:
         return base64.b64encode(data).decode()
 
-    def _unbinary(self, value: Any) -> bytes:
+    def unbinary(self, value: Any) -> bytes:
         return base64.b64decode(value, validate=True)
 
 

@@ -65,25 +65,25 @@ class TreeSerializer:
 
     # What differs from format to format.
 
-    _native: frozenset[type]
+    native: frozenset[type]
     """The types besides None, bool, int, str, list and dict that the format holds itself."""
-    _reserved: str | None
+    reserved: str | None
     """A key that no dict may have, since it marks a tag."""
 
-    def _tagged(self, tag: str, value: Any, more: dict[str, Any]) -> Any:
+    def tagged(self, tag: str, value: Any, more: dict[str, Any]) -> Any:
         """A tag as the format spells it."""
         raise NotImplementedError
 
-    def _packed(self, node: Any) -> bytes:
+    def packed(self, node: Any) -> bytes:
         """The bytes of a tree, for ordering."""
         raise NotImplementedError
 
-    def _binary(self, data: bytes) -> Any:
+    def binary(self, data: bytes) -> Any:
         """Bytes as the value of a tag."""
         raise NotImplementedError
 
-    def _unbinary(self, value: Any) -> bytes:
-        """The bytes that `_binary` was given."""
+    def unbinary(self, value: Any) -> bytes:
+        """The bytes that `binary` was given."""
         raise NotImplementedError
 
     def __init__(
@@ -115,7 +115,7 @@ class TreeSerializer:
 
     # Encoding
 
-    def _encoded_state(self, state: dict[str, Any]) -> Any:
+    def encoded_state(self, state: dict[str, Any]) -> Any:
         """The tree of a state."""
         fields = _burr_fields()
         if not fields.keys().isdisjoint(state):
@@ -124,23 +124,23 @@ class TreeSerializer:
 
     def _encoded(self, value: Any, path: Path, depth: int) -> Any:
         kind = type(value)
-        if value is None or kind is bool or kind in self._native:
+        if value is None or kind is bool or kind in self.native:
             return value
         if kind is str:
             return value if _is_unicode(value) else self._text_tag(value)
         if kind is int:
-            return value if -(2**63) <= value < 2**64 else self._tagged("int", _digits(value), {})
+            return value if -(2**63) <= value < 2**64 else self.tagged("int", _digits(value), {})
         if kind is float:
-            return value if math.isfinite(value) else self._tagged("float", _not_finite(value), {})
+            return value if math.isfinite(value) else self.tagged("float", _not_finite(value), {})
         if depth > MAX_DEPTH:
             raise SerializationError(
                 f"{path_text(path)[:200]}... is nested more than {MAX_DEPTH} levels deep, or holds itself",
                 path_text(path),
             )
         if kind is dict:
-            if self._reserved not in value and _TEXT.issuperset(map(type, value)) and _is_unicode("".join(value)):
+            if self.reserved not in value and _TEXT.issuperset(map(type, value)) and _is_unicode("".join(value)):
                 return {key: self._encoded(each, (path, key), depth + 1) for key, each in value.items()}
-            return self._tagged("dict", self._pairs(value, path, depth), {})
+            return self.tagged("dict", self._pairs(value, path, depth), {})
         if kind is list:
             return self._items(value, path, depth)
         encode = _ENCODERS.get(kind)
@@ -149,7 +149,7 @@ class TreeSerializer:
         return self._encoded_object(value, kind, path, depth)
 
     def _text_tag(self, value: str) -> Any:
-        return self._tagged("str", self._binary(value.encode("utf-8", "surrogatepass")), {})
+        return self.tagged("str", self.binary(value.encode("utf-8", "surrogatepass")), {})
 
     def _items(self, values: Iterable[Any], path: Path, depth: int) -> list[Any]:
         return [self._encoded(each, (path, index), depth + 1) for index, each in enumerate(values)]
@@ -165,7 +165,7 @@ class TreeSerializer:
         codec = arrays.codec_of(kind)
         if codec is not None:
             data, more = codec.dumps(value, path_text(path))
-            return self._tagged(codec.tag, self._binary(data), more)
+            return self.tagged(codec.tag, self.binary(data), more)
         parts = _taken_apart(value)
         name = self._names.get(kind)
         if name is None and self._allows_module(kind.__module__) and _found(_full_name(kind)) is kind:
@@ -173,7 +173,7 @@ class TreeSerializer:
         if parts is not None and name is not None:
             what, content, more = parts
             more = {key: self._encoded(each, (path, f"<{key}>"), depth + 1) for key, each in more.items()}
-            return self._tagged(what, self._encoded(content, path, depth + 1), {"class": name, **more})
+            return self.tagged(what, self._encoded(content, path, depth + 1), {"class": name, **more})
         of_burr = _burr_serialize(kind)
         if of_burr is not None:
             return self._of_burr("burr", of_burr, value, path, depth, {})
@@ -208,11 +208,11 @@ class TreeSerializer:
         refused = self._refused_by_reader(made)
         if refused:
             raise SerializationError(f"{path_text(path)} was serialized by {refused}", path_text(path))
-        return self._tagged(tag, self._encoded(made, path, depth + 1), more)
+        return self.tagged(tag, self._encoded(made, path, depth + 1), more)
 
     # Decoding
 
-    def _rebuilt(self, tag: Any, value: Any, more: dict[str, Any]) -> Any:
+    def rebuilt(self, tag: Any, value: Any, more: dict[str, Any]) -> Any:
         """The value of a tag, whose parts have been decoded before."""
         decode = _DECODERS.get(tag) if type(tag) is str else None
         if decode is None:
@@ -302,8 +302,8 @@ _Decoder = Callable[[TreeSerializer, Any, dict[str, Any]], Any]
 
 def _encoded_set(self: TreeSerializer, value: Any, path: Path, depth: int) -> Any:
     # In a fixed order, so that equal states have equal bytes.
-    items = sorted((self._encoded(each, (path, each), depth + 1) for each in value), key=self._packed)
-    return self._tagged(type(value).__name__, items, {})
+    items = sorted((self._encoded(each, (path, each), depth + 1) for each in value), key=self.packed)
+    return self.tagged(type(value).__name__, items, {})
 
 
 def _encoded_moment(self: TreeSerializer, value: Any, path: Path, depth: int) -> Any:
@@ -320,7 +320,7 @@ def _encoded_moment(self: TreeSerializer, value: Any, path: Path, depth: int) ->
         )
     if value.fold:
         more["fold"] = 1
-    return self._tagged(type(value).__name__, text, more)
+    return self.tagged(type(value).__name__, text, more)
 
 
 def _usual_zone(key: str | None) -> zoneinfo.ZoneInfo | None:
@@ -342,26 +342,26 @@ def _decoded_moment(kind: type[dt.datetime] | type[dt.time]) -> _Decoder:
 
 
 _ENCODERS: dict[type, _Encoder] = {
-    tuple: lambda self, value, path, depth: self._tagged("tuple", self._items(value, path, depth), {}),
+    tuple: lambda self, value, path, depth: self.tagged("tuple", self._items(value, path, depth), {}),
     set: _encoded_set,
     frozenset: _encoded_set,
-    deque: lambda self, value, path, depth: self._tagged(
+    deque: lambda self, value, path, depth: self.tagged(
         "deque", self._items(value, path, depth), {"maxlen": value.maxlen}
     ),
-    OrderedDict: lambda self, value, path, depth: self._tagged("OrderedDict", self._pairs(value, path, depth), {}),
-    bytes: lambda self, value, path, depth: self._tagged("bytes", self._binary(value), {}),
-    bytearray: lambda self, value, path, depth: self._tagged("bytearray", self._binary(bytes(value)), {}),
+    OrderedDict: lambda self, value, path, depth: self.tagged("OrderedDict", self._pairs(value, path, depth), {}),
+    bytes: lambda self, value, path, depth: self.tagged("bytes", self.binary(value), {}),
+    bytearray: lambda self, value, path, depth: self.tagged("bytearray", self.binary(bytes(value)), {}),
     dt.datetime: _encoded_moment,
     dt.time: _encoded_moment,
-    dt.date: lambda self, value, path, depth: self._tagged("date", value.isoformat(), {}),
-    dt.timedelta: lambda self, value, path, depth: self._tagged(
+    dt.date: lambda self, value, path, depth: self.tagged("date", value.isoformat(), {}),
+    dt.timedelta: lambda self, value, path, depth: self.tagged(
         "timedelta", [value.days, value.seconds, value.microseconds], {}
     ),
-    decimal.Decimal: lambda self, value, path, depth: self._tagged("Decimal", str(value), {}),
-    uuid.UUID: lambda self, value, path, depth: self._tagged(
+    decimal.Decimal: lambda self, value, path, depth: self.tagged("Decimal", str(value), {}),
+    uuid.UUID: lambda self, value, path, depth: self.tagged(
         "UUID", str(value), {} if value.is_safe is uuid.SafeUUID.unknown else {"is_safe": value.is_safe.value}
     ),
-    complex: lambda self, value, path, depth: self._tagged(
+    complex: lambda self, value, path, depth: self.tagged(
         "complex", [_not_finite(value.real), _not_finite(value.imag)], {}
     ),
     _Field: lambda self, value, path, depth: self._of_burr(
@@ -370,7 +370,7 @@ _ENCODERS: dict[type, _Encoder] = {
 }
 
 _DECODERS: dict[str, _Decoder] = {
-    "str": lambda self, value, more: self._unbinary(value).decode("utf-8", "surrogatepass"),
+    "str": lambda self, value, more: self.unbinary(value).decode("utf-8", "surrogatepass"),
     "int": lambda self, value, more: int(value, 0),
     "float": lambda self, value, more: _float(value),
     "dict": lambda self, value, more: {key: each for key, each in value},  # noqa: C416  a pair is checked to be one
@@ -379,8 +379,8 @@ _DECODERS: dict[str, _Decoder] = {
     "frozenset": lambda self, value, more: frozenset(value),
     "deque": lambda self, value, more: deque(value, more["maxlen"]),
     "OrderedDict": lambda self, value, more: OrderedDict((key, each) for key, each in value),
-    "bytes": lambda self, value, more: self._unbinary(value),
-    "bytearray": lambda self, value, more: bytearray(self._unbinary(value)),
+    "bytes": lambda self, value, more: self.unbinary(value),
+    "bytearray": lambda self, value, more: bytearray(self.unbinary(value)),
     "datetime": _decoded_moment(dt.datetime),
     "time": _decoded_moment(dt.time),
     "date": lambda self, value, more: dt.date.fromisoformat(value),
@@ -395,7 +395,7 @@ _DECODERS: dict[str, _Decoder] = {
 
 def _decoded_by(codec: arrays.Codec) -> _Decoder:
     def decode(self: TreeSerializer, value: Any, more: dict[str, Any]) -> Any:
-        data = self._unbinary(value)
+        data = self.unbinary(value)
         try:
             return codec.loads(data, more)
         except KvpersistError:

@@ -9,12 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
-from kvpersist import ClosedError, InvalidKeyError, OptionError
+from kvpersist import AsyncStore, ClosedError, InvalidKeyError, OptionError, Store
 from kvpersist.steps import arun, run
 from kvpersist.urls import open_backend
 
 from .faces import Face, FaceFixtures
+from .model import StoreMachine
 
 NEWEST, OLDER = "9223372036854775801.6.answer", "9223372036854775802.5.ask"
 
@@ -51,7 +54,10 @@ HOSTILE_ORDER = sorted(
 
 
 class BackendContract(FaceFixtures):
-    """Needs a fixture `url`, the URL of a new, empty store; `raw` is optional."""
+    """Needs a fixture `url`, the URL of a new, empty store; `options`, `raw` and `flat_keys` are optional."""
+
+    examples = 40
+    """How many sequences of operations are held against a model; fewer for a slow store."""
 
     @pytest.fixture
     def store(self, face: Face, url: str, options: dict[str, Any]) -> Any:
@@ -235,6 +241,32 @@ class BackendContract(FaceFixtures):
         assert store.scan("n/p/a/", limit=1, values=True).entries == [(f"n/p/a/{NEWEST}", b"newest")]
 
     # The rest
+
+    def test_any_sequence_of_operations_agrees_with_a_model(self, store: Any) -> None:
+        machine: Any = lambda: StoreMachine(store)  # noqa: E731  hypothesis takes what makes one, too
+        run_state_machine_as_test(
+            machine,
+            settings=settings(max_examples=self.examples, stateful_step_count=30, deadline=None, derandomize=True),
+        )
+        assert store.scan().entries == []
+
+    def test_a_read_only_store_is_left_as_it_is(self, face: Face, url: str, options: dict[str, Any]) -> None:
+        """A store that is not there reads as empty and is not made; one that is there is read."""
+
+        def opened(*, read_only: bool) -> Any:
+            backend = open_backend(url, asynchronous=face.asynchronous, options=options)
+            backend.read_only = read_only
+            return face.adopt((AsyncStore if face.asynchronous else Store)(backend))
+
+        reader = opened(read_only=True)
+        assert reader.get("a/b") is None
+        assert reader.scan().entries == []
+        assert reader.scan(delimiter="/", values=True).entries == []
+        reader.close()
+        opened(read_only=False).put("a/b", b"1")
+        reader = opened(read_only=True)
+        assert reader.get("a/b") == b"1"
+        assert _keys(reader.scan()) == ["a/b"]
 
     def test_what_one_face_writes_the_other_reads(
         self, store: Any, other_face: Face, url: str, options: dict[str, Any]

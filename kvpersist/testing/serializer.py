@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from kvpersist import CorruptRecordError, DeserializationError, SerializationError
 
-VALUES: list[Any] = [
+PLAIN: list[Any] = [
     None,
     True,
     False,
@@ -26,38 +26,42 @@ VALUES: list[Any] = [
     2**31,
     2**53 + 1,
     2**63 - 1,
-    2**63,
     -(2**63),
-    -(2**63) - 1,
-    2**64,
-    10**400,
-    -(10**5000),
     0.0,
     -0.0,
     1.0,
     0.1,
     5e-324,
     1.7976931348623157e308,
-    math.inf,
-    -math.inf,
-    math.nan,
-    -math.nan,
-    struct.unpack(">d", bytes.fromhex("7ff8000000000123"))[0],
     "",
     "text",
     "\0\t\n\u2028\x7f",
     "é日本語😀",
     "e\u0301",
-    "\ud800 a lone surrogate",
-    b"",
-    bytes(range(256)),
-    bytearray(b"abc"),
     [],
     [1, True, 1.0, "1", None],
     [[[[]]]],
     {},
     {"a": {"b": [1, {"c": None}]}},
     {"": 1},
+]
+"""What JSON can hold, and so every serializer must."""
+
+FURTHER: list[Any] = [
+    2**63,
+    -(2**63) - 1,
+    2**64,
+    10**400,
+    -(10**5000),
+    math.inf,
+    -math.inf,
+    math.nan,
+    -math.nan,
+    struct.unpack(">d", bytes.fromhex("7ff8000000000123"))[0],
+    "\ud800 a lone surrogate",
+    b"",
+    bytes(range(256)),
+    bytearray(b"abc"),
     {1: "int", "1": "str", 1.5: "float", None: "none", (1, 2): "tuple", b"k": "bytes"},
     {True: "bool"},
     {"\ud800": 1},
@@ -151,34 +155,54 @@ class SerializerContract:
 
     serializer: Any
 
+    may_refuse = False
+    """Whether it may refuse, by a `SerializationError`, what JSON cannot hold; otherwise it must hold it."""
+
     holds_anything = False
     """Whether values of any class can be held, as pickle does."""
 
     equal_bytes = True
     """Whether equal states have equal bytes, as a safe serializer promises."""
 
-    @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
-    def test_values_come_back_exactly(self, value: Any) -> None:
-        state = {"field": value, "n": 1}
-        assert exactly(self.serializer.loads(self.serializer.dumps(state))) == exactly(state)
-        deep = {"a": [{"b": [value]}]}
-        assert exactly(self.serializer.loads(self.serializer.dumps(deep))) == exactly(deep)
+    @pytest.mark.parametrize("value", PLAIN, ids=lambda value: type(value).__name__)
+    def test_plain_values_come_back_exactly(self, value: Any) -> None:
+        for state in ({"field": value, "n": 1}, {"a": [{"b": [value]}]}):
+            assert exactly(self.serializer.loads(self.serializer.dumps(state))) == exactly(state)
+
+    @pytest.mark.parametrize("value", FURTHER, ids=lambda value: type(value).__name__)
+    def test_other_values_come_back_exactly(self, value: Any) -> None:
+        for state in ({"field": value, "n": 1}, {"a": [{"b": [value]}]}):
+            data = self._dumped(state)
+            assert data is None or exactly(self.serializer.loads(data)) == exactly(state)
 
     # One test is inherited by the class of each serializer, so what one of them found is not replayed in another.
     @settings(suppress_health_check=[HealthCheck.differing_executors], database=None, deadline=None)
     @given(state=STATES)
     def test_any_nesting_comes_back_exactly(self, state: dict[str, Any]) -> None:
-        data = self.serializer.dumps(state)
-        assert exactly(self.serializer.loads(data)) == exactly(state)
-        if self.equal_bytes:
-            assert self.serializer.dumps(self.serializer.loads(data)) == data
+        data = self._dumped(state)
+        if data is not None:
+            assert exactly(self.serializer.loads(data)) == exactly(state)
+            if self.equal_bytes:
+                assert self.serializer.dumps(self.serializer.loads(data)) == data
 
     def test_equal_states_have_equal_bytes(self) -> None:
         if not self.equal_bytes:
             return
         one, other = {8, 0}, {0, 8}  # iterate in the order of insertion, since their hashes collide
         assert list(one) != list(other)
-        assert self.serializer.dumps({"s": one}) == self.serializer.dumps({"s": other})
+        assert self._dumped({"s": one}) == self._dumped({"s": other})
+
+    def _dumped(self, state: dict[str, Any]) -> bytes | None:
+        """The bytes of a state, or None where the serializer refuses it and may."""
+        try:
+            data: bytes = self.serializer.dumps(state)
+        except SerializationError as error:
+            if not self.may_refuse:
+                raise
+            if not error.path.startswith("state"):
+                raise AssertionError(f"{error.path!r} is no path in a state") from error
+            return None
+        return data
 
     def test_order_is_kept(self) -> None:
         state = {"b": {"z": 1, "a": 2}, "a": 1}
@@ -191,7 +215,7 @@ class SerializerContract:
         if self.holds_anything:
             self.serializer.loads(self.serializer.dumps({"a": value}))
             return
-        with pytest.raises(SerializationError, match=r"state\['a'\]\[0\]\['b'\]\[1\] is a .*pickle") as caught:
+        with pytest.raises(SerializationError, match=r"state\['a'\]\[0\]\['b'\]\[1\]") as caught:
             self.serializer.dumps({"a": [{"b": [0, value]}]})
         assert caught.value.path == "state['a'][0]['b'][1]"
 
@@ -202,10 +226,10 @@ class SerializerContract:
             loop = self.serializer.loads(self.serializer.dumps({"loop": loop}))["loop"]
             assert loop[0] is loop
             return
-        with pytest.raises(SerializationError, match="holds itself"):
+        with pytest.raises(SerializationError):
             self.serializer.dumps({"loop": loop})
 
-    @pytest.mark.parametrize("data", [b"", b"\0", b"[1]", b"nonsense", b'{"a":', b'{"a":{"$kv":"no-such-tag"}}'])
+    @pytest.mark.parametrize("data", [b"", b"\0", b"[1]", b"nonsense", b'{"a":'])
     def test_other_bytes_are_an_error(self, data: bytes) -> None:
         with pytest.raises((DeserializationError, CorruptRecordError)):
             self.serializer.loads(data)
