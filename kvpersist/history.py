@@ -9,7 +9,7 @@ import datetime as dt
 import enum
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
@@ -487,16 +487,23 @@ class History:
         older_than: dt.timedelta | dt.datetime | None = None,
         include_set_aside: bool = False,
         grace: dt.timedelta = GRACE,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Step[int]:
-        """Remove old records; see `Persister.prune`."""
+        """Remove old records; see `Persister.prune`.
+
+        Args:
+            progress: called after each app with how many were pruned, and how many there are.
+        """
         keep, cutoff = _checked_prune(keep_last, older_than)
         _check_grace(grace)
         pruned = 0
-        for app in (yield from self._apps(partition_key, app_id)):
+        apps = yield from self._apps(partition_key, app_id)
+        for done, app in enumerate(apps, 1):
             removed, has_parts = yield from self._prune_app(app, keep, cutoff, include_set_aside)
             pruned += removed
             if has_parts:
                 yield from self._sweep_app(app, grace)
+            progress(done, len(apps))
         return pruned
 
     def _apps(self, partition_key: str | All | None, app_id: str | All) -> Step[list[str]]:
@@ -567,14 +574,28 @@ class History:
                     reached.update(self._decoded(value, key, record)[0].bases)
         return (yield from self.parts.collect(app, reached, started, grace))
 
-    def verify(self, partition_key: str | All | None = ALL, app_id: str | All = ALL) -> Step[Report]:
-        """Read every record and part; see `Persister.verify`."""
+    def verify(
+        self,
+        partition_key: str | All | None = ALL,
+        app_id: str | All = ALL,
+        *,
+        build: bool = True,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Step[Report]:
+        """Read every record and part; see `Persister.verify`.
+
+        Args:
+            build: make the states, as a load does; without, the bytes are checked, decrypted and unpacked alone.
+            progress: called after each app with how many were read, and how many there are.
+        """
         report = Report()
-        for app in (yield from self._apps(partition_key, app_id)):
-            yield from self._verify_app(app, report)
+        apps = yield from self._apps(partition_key, app_id)
+        for done, app in enumerate(apps, 1):
+            yield from self._verify_app(app, report, self.serde.loads if build else self.serde.opened)
+            progress(done, len(apps))
         return report
 
-    def _verify_app(self, app: str, report: Report) -> Step[None]:
+    def _verify_app(self, app: str, report: Report, read: Callable[[Header, Sealed, bytes | None], Any]) -> Step[None]:
         parts = Parts(self.backend, self.namespace, Cache())  # which rebuilds each part once
         names = yield from parts.names(app)
         report.parts += len(names)
@@ -591,7 +612,7 @@ class History:
                     header, sealed = self._decoded(value, key, record)
                     unreachable.difference_update(header.bases)
                     base = yield from parts.base_of(self.serde, app, key, header, {})
-                    self.serde.loads(header, sealed, base)
+                    read(header, sealed, base)
                 except CorruptPartError as error:
                     if error.missing and (yield from self.backend.get(key)) != value:
                         continue  # deleted meanwhile, and its parts with it
