@@ -21,6 +21,7 @@ from .keys import RecordId
 from .records import Header, Status
 from .serde import Sealed, Serde
 from .steps import Step, gather
+from .telemetry import Telemetry, observed, operation
 from .urls import redacted
 
 OnConflict = Literal["error", "overwrite", "rewind"]
@@ -125,6 +126,7 @@ class History:
 
     # Writing
 
+    @operation("save")
     def save(
         self,
         partition_key: str | None,
@@ -193,6 +195,7 @@ class History:
         if rewinds:
             self._newest[app] = sequence_id
 
+    @operation("rewind")
     def rewind(self, partition_key: str | None, app_id: str, sequence_id: int) -> Step[int]:
         """Set aside all records newer than a sequence id; returns how many."""
         app = keys.app_prefix(self.namespace, partition_key, app_id)
@@ -204,6 +207,11 @@ class History:
             )
         self._newest.pop(app, None)
         return (yield from self._set_aside(app, sequence_id + 1, _set_aside_folder(app)))
+
+    def observe(self, telemetry: bool | Telemetry) -> None:
+        """Report what is done from now on; see `Persister.observe`."""
+        self.backend = observed(self.backend, telemetry)
+        self.parts = Parts(self.backend, self.namespace, self.parts.cache)
 
     def share_memory(self, other: History) -> None:
         """Know of newest records and parts what another history of the same store knows, and the other way round."""
@@ -261,6 +269,7 @@ class History:
 
     # Reading
 
+    @operation("load")
     def load(
         self,
         partition_key: str | None,
@@ -386,15 +395,18 @@ class History:
             return None
         return (yield from self.load(*keys.ids_of(last[1]), include_failed=include_failed))
 
+    @operation("list_partitions")
     def list_partitions(self) -> Step[list[str | None]]:
         """The partition keys that have apps, in key order."""
         return (yield from self._children(f"{keys.encode(self.namespace)}/"))
 
+    @operation("list_app_ids")
     def list_app_ids(self, partition_key: str | None) -> Step[list[str]]:
         """The app ids of a partition, in key order."""
         found = yield from self._children(keys.partition_prefix(self.namespace, partition_key))
         return [app_id for app_id in found if app_id is not None]
 
+    @operation("history")
     def headers(
         self,
         partition_key: str | None,
@@ -457,6 +469,7 @@ class History:
 
     # Removing
 
+    @operation("delete_app")
     def delete_app(self, partition_key: str | None, app_id: str) -> Step[int]:
         """Remove an app whole; returns how many records there were."""
         app = keys.app_prefix(self.namespace, partition_key, app_id)
@@ -478,6 +491,7 @@ class History:
             yield from self.backend.delete(parts)
         return deleted
 
+    @operation("prune")
     def prune(
         self,
         partition_key: str | All | None = ALL,
@@ -551,6 +565,7 @@ class History:
             if after is None or (beyond_records(app, after) and not include_set_aside):
                 return pruned, has_parts
 
+    @operation("sweep")
     def sweep(
         self, partition_key: str | All | None = ALL, app_id: str | All = ALL, *, grace: dt.timedelta = GRACE
     ) -> Step[int]:
@@ -574,6 +589,7 @@ class History:
                     reached.update(self._decoded(value, key, record)[0].bases)
         return (yield from self.parts.collect(app, reached, started, grace))
 
+    @operation("verify")
     def verify(
         self,
         partition_key: str | All | None = ALL,

@@ -19,6 +19,8 @@ COMMANDS = (
     "copy",
     "delete",
     "diff",
+    "doctor",
+    "export",
     "history",
     "prune",
     "rewind",
