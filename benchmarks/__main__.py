@@ -1,11 +1,35 @@
-"""Run the benchmarks: all of them, or those named: ``python -m benchmarks core``."""
+"""``python -m benchmarks``: all of them, or those named, as in ``python -m benchmarks core stores``.
+
+What was measured goes to benchmarks/results/results.json; ``python -m benchmarks.report`` makes tables and pictures of
+it.  ``--quick`` measures less of everything, to try it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import sys
+import time
 
-ALL = ["core", "serializers", "object_stores", "compaction"]
+from . import report
 
-for name in sys.argv[1:] or ALL:
-    importlib.import_module(f"benchmarks.{name}").main()
+ALL = ["core", "serializers", "object_stores", "stores", "compaction"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}")
+    parser.add_argument("--quick", action="store_true", help="measure less of the stores, and keep nothing")
+    arguments = parser.parse_args()
+    names = arguments.names or ALL
+    about = report.machine()
+    started = time.monotonic()
+    for name in names:
+        measure = importlib.import_module(f"benchmarks.{name}").main
+        measure(quick=arguments.quick) if name == "stores" else measure()
+    print(f"\n{(time.monotonic() - started) / 60:.1f} minutes")
+    if not arguments.quick:
+        report.write(about, names)
+
+
+if __name__ == "__main__":
+    main()

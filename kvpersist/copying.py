@@ -237,9 +237,13 @@ class _Copy:
 
     def _from_store(self, source: Backend) -> Step[None]:
         there = _Keys(self.target, self.target_prefix)
+        passed: set[str] = set()  # the parts that were met, of the apps that this page is about
         after, limit = None, FIRST
         while True:
             page = yield from source.scan(self.source_prefix, after=after, limit=limit, values=True)
+            going_on = _app_of(page.entries[0][0]) if page.entries else ""
+            passed = {key for key in passed if key.startswith(going_on)}
+            passed.update(key for key, _ in page.entries if _record_of(key) is None)
             parts: list[Step[None]] = []
             whole: list[Step[None]] = []
             for key, value in page.entries:
@@ -247,7 +251,8 @@ class _Copy:
                 has = yield from there.reach(target_key)
                 if value is not None:
                     record = _record_of(key)
-                    (parts if record is None else whole).append(self._move(key, record, target_key, value, has))
+                    moved = self._move(source, key, record, target_key, value, has, passed)
+                    (parts if record is None else whole).append(moved)
             # What is no record may be what records are made of, and sorts before them: it is there when they come.
             yield from gather(parts, limit=self.in_flight)
             yield from gather(whole, limit=self.in_flight)
@@ -258,7 +263,16 @@ class _Copy:
                 return
             limit = _next_limit(sum(len(value or b"") for _, value in page.entries), len(page.entries))
 
-    def _move(self, key: str, record: RecordId | None, target_key: str, value: bytes, has: bool) -> Step[None]:
+    def _move(
+        self,
+        source: Backend,
+        key: str,
+        record: RecordId | None,
+        target_key: str,
+        value: bytes,
+        has: bool,
+        passed: set[str],
+    ) -> Step[None]:
         """Carry a stored value as it is."""
 
         def compared(stored: bytes) -> Compared:
@@ -283,6 +297,14 @@ class _Copy:
             if self.target_prefix != self.source_prefix and (header.encryption or header.signing):
                 self.report.lose(key, "it was encrypted or signed for its namespace, and cannot go to another one")
                 return
+            # An app that is being run may have got a part since its parts were met; it goes before its record.
+            late = [part for part in (keys.part_key(_app_of(key), name) for name in header.bases) if part not in passed]
+            for part in reversed(late):
+                content = yield from source.get(part)
+                if content is not None:
+                    part_there = self.target_prefix + part[len(self.source_prefix) :]
+                    yield from self._move(source, part, None, part_there, content, False, passed)
+                passed.add(part)
         yield from self._carry(key, target_key, value, has, compared)
 
     def _from_layout(self, layout: Layout) -> Step[None]:
@@ -399,6 +421,11 @@ def _set_aside_folder(app: str, time: dt.datetime) -> str:
     """Below an app, where what was left at this time goes; each run of a copy makes the same name of it."""
     folder = f"{keys.MAX_SEQUENCE_ID - int(time.timestamp() * 1e6):019d}"
     return f"{app}{keys.SET_ASIDE}{folder}-{hashlib.sha256((app + folder).encode()).hexdigest()[:8]}/"
+
+
+def _app_of(key: str) -> str:
+    """What all keys of the app start with that a key belongs to."""
+    return "/".join(key.split("/")[:3]) + "/"
 
 
 def _record_of(key: str) -> RecordId | None:

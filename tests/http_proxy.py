@@ -61,15 +61,18 @@ class HTTPProxy:
         body = await request.read()
         entry = Request(request.method, request.path, dict(request.query), dict(request.headers), body)
         self.requests.append(entry)
-        if self.faults and self.matching(request):
-            answer = await self.faults.pop(0)(self, request, body)
-        else:
-            answer = await self.forward(request, body)
+        try:
+            if self.faults and self.matching(request):
+                answer = await self.faults.pop(0)(self, request, body)
+            else:
+                answer = await self.forward(request, body)
+        except aiohttp.ClientError:  # the server is not there, or hung up
+            answer = None
         if self.delay:
             await asyncio.sleep(self.delay)
         if answer is None:
-            assert request.transport is not None
-            request.transport.abort()
+            if request.transport is not None:  # else the client has gone
+                request.transport.abort()
             raise ConnectionResetError
         entry.status = answer.status
         return answer

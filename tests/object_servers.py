@@ -129,7 +129,7 @@ def _s3(name: str, port: int) -> ObjectServer:
     return ObjectServer(name, endpoint, options, f"s3://{BUCKET}")
 
 
-def _make_bucket(server: ObjectServer) -> None:
+def make_bucket(server: ObjectServer) -> None:
     with closing(server.boto()) as boto:
         if BUCKET not in {each["Name"] for each in boto.list_buckets()["Buckets"]}:
             boto.create_bucket(Bucket=BUCKET)
@@ -140,48 +140,54 @@ def moto() -> Iterator[ObjectServer]:
     (port,) = free_ports(1)
     server = _s3("moto", port)
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with running(command, lambda: _make_bucket(server)):
+    with running(command, lambda: make_bucket(server)):
         yield server
+
+
+def seaweedfs_in(folder: str) -> tuple[ObjectServer, list[str]]:
+    """A SeaweedFS with its data in a folder, and the command that runs it."""
+    master, volume, filer, s3, *grpc = free_ports(8)
+    config = Path(folder, "s3.json")
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config.write_text(json.dumps({"identities": [identity]}))
+    server = _s3("seaweedfs", s3)
+    server.upload = lambda session, path, value: session.put(
+        f"http://127.0.0.1:{filer}/buckets/{BUCKET}/{path}", data=value
+    )
+    command = [
+        shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed",
+        "server",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-master.port={master}",
+        f"-master.port.grpc={grpc[0]}",
+        "-master.volumeSizeLimitMB=64",
+        f"-volume.port={volume}",
+        f"-volume.port.grpc={grpc[1]}",
+        "-volume.max=20",
+        f"-filer.port={filer}",
+        f"-filer.port.grpc={grpc[2]}",
+        "-s3",
+        f"-s3.port={s3}",
+        f"-s3.port.grpc={grpc[3]}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.config={config}",
+    ]
+    return server, command
 
 
 @contextmanager
 def seaweedfs() -> Iterator[ObjectServer]:
     with tempfile.TemporaryDirectory() as folder:
-        master, volume, filer, s3, *grpc = free_ports(8)
-        config = Path(folder, "s3.json")
-        identity = {
-            "name": "tests",
-            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
-        config.write_text(json.dumps({"identities": [identity]}))
-        server = _s3("seaweedfs", s3)
-        server.upload = lambda session, path, value: session.put(
-            f"http://127.0.0.1:{filer}/buckets/{BUCKET}/{path}", data=value
-        )
-        command = [
-            shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed",
-            "server",
-            f"-dir={folder}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
-            f"-master.port={master}",
-            f"-master.port.grpc={grpc[0]}",
-            "-master.volumeSizeLimitMB=64",
-            f"-volume.port={volume}",
-            f"-volume.port.grpc={grpc[1]}",
-            "-volume.max=20",
-            f"-filer.port={filer}",
-            f"-filer.port.grpc={grpc[2]}",
-            "-s3",
-            f"-s3.port={s3}",
-            f"-s3.port.grpc={grpc[3]}",
-            "-s3.port.iceberg=0",
-            "-s3.port.lance=0",
-            f"-s3.config={config}",
-        ]
+        server, command = seaweedfs_in(folder)
         # Killed: a clean stop takes ten seconds, and what it holds is thrown away.
-        with running(command, lambda: _make_bucket(server), stop=signal.SIGKILL, cwd=folder):
+        with running(command, lambda: make_bucket(server), stop=signal.SIGKILL, cwd=folder):
             yield server
 
 
@@ -200,8 +206,8 @@ def localstack() -> Iterator[ObjectServer]:
         yield server
 
 
-@contextmanager
-def fake_gcs() -> Iterator[ObjectServer]:
+def fake_gcs_server() -> tuple[ObjectServer, list[str], Callable[[], None]]:
+    """A fake-gcs-server that keeps all in memory, the command that runs it, and what makes its bucket."""
     (port,) = free_ports(1)
     endpoint = f"http://127.0.0.1:{port}"
     options = {"token": "anon", "project": "tests", "endpoint_url": endpoint}
@@ -212,11 +218,17 @@ def fake_gcs() -> Iterator[ObjectServer]:
     def ready() -> None:
         requests.post(f"{endpoint}/storage/v1/b?project=tests", json={"name": BUCKET}, timeout=5).raise_for_status()
 
+    server = ObjectServer("gcs", endpoint, options, f"gs://{BUCKET}")
+    server.upload = lambda session, path, value: session.post(
+        f"{endpoint}/upload/storage/v1/b/{BUCKET}/o", params={"uploadType": "media", "name": path}, data=value
+    )
+    return server, command, ready
+
+
+@contextmanager
+def fake_gcs() -> Iterator[ObjectServer]:
+    server, command, ready = fake_gcs_server()
     with running(command, ready):
-        server = ObjectServer("gcs", endpoint, options, f"gs://{BUCKET}")
-        server.upload = lambda session, path, value: session.post(
-            f"{endpoint}/upload/storage/v1/b/{BUCKET}/o", params={"uploadType": "media", "name": path}, data=value
-        )
         yield server
 
 

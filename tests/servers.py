@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -30,11 +30,14 @@ import psycopg.sql
 import pymongo
 import pytest
 import redis
+from filelock import FileLock
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 RUN = f"test{uuid.uuid4().hex[:12]}"
 """What everything that this run makes on a server starts with."""
+
+SEARCHED = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
 
 _numbers = itertools.count()
 _at_the_end = contextlib.ExitStack()
@@ -140,6 +143,19 @@ class Server:
                     each.send_signal(number)
 
 
+def from_debian(package: str, binary: str) -> str:
+    """The path of a program of a Debian package, which is installed where it is absent and we may."""
+    with FileLock(Path(tempfile.gettempdir()) / "kvpersist-apt.lock"):
+        if shutil.which(binary, path=SEARCHED) is None:
+            assert os.getuid() == 0, f"the tests need {binary}: sudo apt-get install {package}"
+            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+            for command in (["update"], ["install", "-y", "--no-install-recommends", package]):
+                subprocess.run(["apt-get", "-q", *command], check=True, env=environment, stdout=subprocess.DEVNULL)
+        found = shutil.which(binary, path=SEARCHED)
+    assert found is not None, f"Debian's {package} brought no {binary}"
+    return found
+
+
 # Redis
 
 
@@ -192,12 +208,16 @@ def _remove_from_redis(url: str) -> None:
 
 @functools.cache
 def redis_cluster() -> list[Server]:
+    return new_redis_cluster("--appendonly", "yes")
+
+
+def new_redis_cluster(*arguments: str) -> list[Server]:
     """Three masters that share the slots."""
     buses = [free_port() for _ in range(3)]
     nodes = [
         new_redis(
             *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(bus)),
-            *("--appendonly", "yes"),
+            *arguments,
         )
         for bus in buses
     ]
@@ -348,6 +368,37 @@ def postgresql_url() -> str:
     if given:
         _at_the_end.callback(drop)
     return url
+
+
+def new_pgbouncer(postgresql: Server, *settings: str, files: Mapping[str, bytes] | None = None) -> Server:
+    """A PgBouncer in transaction mode before a server of PostgreSQL, that lets everybody in.
+
+    Args:
+        settings: more lines of its configuration.
+        files: what else is to be in its folder.
+    """
+    port = free_port()
+    lines = [
+        "[databases]",
+        f"postgres = host=127.0.0.1 port={postgresql.port} user=postgres",
+        "[pgbouncer]",
+        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =",
+        "auth_type = any\npool_mode = transaction\ndefault_pool_size = 2",
+        *settings,
+    ]
+
+    def configure(folder: Path) -> None:
+        for name, content in {**(files or {}), "pgbouncer.ini": "\n".join(lines).encode()}.items():
+            (folder / name).write_bytes(content)
+
+    return Server(
+        [from_debian("pgbouncer", "pgbouncer"), "{folder}/pgbouncer.ini"],
+        ready=lambda server: psycopg.connect(_postgresql_url(server.port)).close(),
+        not_yet=(psycopg.OperationalError,),
+        port=port,
+        prepare=configure,
+        user="nobody" if os.getuid() == 0 else None,
+    )
 
 
 # MongoDB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,9 +19,16 @@ class TCPProxy:
     Args:
         port: where the server is.
         ignore: says of what a client sends that it counts for nothing, such as a driver's heartbeat.
+        tls: with which the proxy serves its clients; the server behind it hears plain text.
     """
 
-    def __init__(self, port: int, *, ignore: Callable[[bytes], bool] = lambda data: False) -> None:
+    def __init__(
+        self,
+        port: int,
+        *,
+        ignore: Callable[[bytes], bool] = lambda data: False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.round_trips = 0
         # Seconds that a client must have been silent before it gets an answer.  A server answers the first commands
         # of a long request while the rest is still being sent; with this, such an answer ends no round trip.
@@ -31,6 +39,7 @@ class TCPProxy:
         self._loud.set()
         self._target = port
         self._ignore = ignore
+        self._tls = tls
         self._open: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -38,7 +47,7 @@ class TCPProxy:
 
     def __enter__(self) -> TCPProxy:
         self._thread.start()
-        self._server = self._run(asyncio.start_server(self._accepted, "127.0.0.1", 0))
+        self._server = self._run(asyncio.start_server(self._accepted, "127.0.0.1", 0, ssl=self._tls))
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -268,6 +268,27 @@ def test_what_records_are_made_of_is_there_before_them(pair: tuple[str, str], mo
         assert "!parts" in next(key for key in written if f"/app{app}/" in key)
 
 
+def test_an_app_that_goes_on_meanwhile_is_copied_with_its_new_parts(pair: tuple[str, str]) -> None:
+    source, target = pair
+    chat = {"chat": [f"message {number} " * 40 for number in range(20)]}
+    with Persister.from_url(source) as persister:
+        for number in range(15):
+            persister.save("p", "a", number, "step", State({}), "completed")
+        for number in range(7):
+            persister.save("p", "b", number, "step", State({**chat, "n": number}), "completed")
+
+        def goes_on(report: kvpersist.CopyReport, total: int | None) -> None:
+            if report.found == 16:  # the last of which was the only part of b
+                persister.save("p", "b", 7, "step", State({**chat, "n": 7}), "completed")
+
+        assert copy(source, target, progress=goes_on).carried == 15 + 8 + 2
+        with Store.from_url(source) as store:
+            assert len(store.scan("kvpersist/p/b/!parts/").entries) == 2
+    with Persister.from_url(target) as persister:
+        assert persister.verify().ok
+        assert persister.load("p", "b", 7)["state"].get_all() == {**chat, "n": 7}
+
+
 def test_in_a_running_loop_it_is_awaited(pair: tuple[str, str]) -> None:
     source, target = pair
     total = fill(source)

@@ -71,6 +71,15 @@ def test_no_folder_that_is_listed_grows_with_the_history(
     assert listed == [1]
 
 
+def test_apps_are_listed_at_once(face: Face, tmp_path: Path, listed: list[int]) -> None:
+    store = face.store(f"file://{tmp_path}?durable=no")
+    for number in range(2500):
+        store.put(f"kvpersist/p/app{number}/1", b"x")
+    listed.clear()
+    assert len(face.persister(f"file://{tmp_path}").list_app_ids("p")) == 2500
+    assert listed == [2500]
+
+
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     with Persister.from_url(f"file://{tmp_path}") as persister:
         for number in range(5):

@@ -13,7 +13,7 @@ import psycopg_pool
 import pytest
 from psycopg.sql import SQL, Identifier
 from server_contract import ServerContract, SharedStoreContract, state
-from servers import Server, new_postgresql, unique
+from servers import Server, new_pgbouncer, new_postgresql, unique
 
 from kvpersist import AsyncStore, ConflictError, OptionError, Persister, Store, StoreError
 from kvpersist.testing.faces import Face, FaceFixtures
@@ -68,6 +68,49 @@ class TestPool(SharedStoreContract):
         face.at_once(persister, "save", saves)
         persister.cleanup()
         _until(lambda: _activity(server, place["table"]) == [])
+
+
+class TestPgBouncer(SharedStoreContract):
+    """In transaction mode, where each statement may run on another connection."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, server: Server) -> Iterator[Server]:
+        bouncer = new_pgbouncer(server)
+        yield bouncer
+        bouncer.kill()
+
+    @pytest.fixture
+    def place(self) -> dict[str, Any]:
+        return {"table": unique(), "prepare": False}
+
+    def url(self, port: int) -> str:
+        return f"postgresql://postgres@127.0.0.1:{port}/postgres?timeout=2"
+
+    def client(self, url: str, *, asynchronous: bool) -> Any:
+        kind: Any = psycopg.AsyncConnection if asynchronous else psycopg.Connection
+        return kind.connect(url.partition("?")[0], autocommit=True)
+
+    def test_more_clients_than_connections(self, face: Face, server: Server, place: dict[str, Any]) -> None:
+        persisters = [face.persister(self.url(server.port), **place) for _ in range(6)]
+        for number in range(10):
+            for which, persister in enumerate(persisters):
+                persister.save("p", f"app{which}", number, "step", state(number), "completed")
+                assert persister.load("p", f"app{which}")["state"]["n"] == number
+        assert persisters[0].list_app_ids("p") == [f"app{which}" for which in range(6)]
+
+    def test_a_bouncer_that_knows_no_prepared_statements(
+        self, face: Face, server: Server, place: dict[str, Any]
+    ) -> None:
+        """Debian 12's is older than 1.21: what it makes of them is an error of ours, and nothing is lost."""
+        persisters = [face.persister(self.url(server.port), **{**place, "prepare": True}) for _ in range(6)]
+        arguments = [("p", "a", number, "step", state(number), "completed") for number in range(10)]
+        results = [result for persister in persisters for result in face.at_once(persister, "save", arguments)]
+        refused = [result for result in results if result is not None]
+        assert refused
+        assert all(isinstance(each, StoreError) and "say prepare=False" in str(each) for each in refused)
+        persister = face.persister(self.url(server.port), **place)
+        assert face.at_once(persister, "save", arguments) == [None] * 10
 
 
 async def opened(pool: Any) -> Any:

@@ -304,6 +304,23 @@ class TestOptions(FaceFixtures):
         with pytest.raises(OptionError, match="names no service"):
             face.store("redis+sentinel://127.0.0.1:1").get("a")
 
+    def test_tasks_wait_for_a_connection(self, server: Server, prefix: str) -> None:
+        face = Face(asynchronous=True)
+        name = unique()
+        url = f"redis://127.0.0.1:{server.port}?client_name={name}&prefix={prefix}"
+        store = face.store(url, max_connections=3, timeout=5)
+        store.put("a", b"x")
+        assert face.at_once(store, "get", [("a",)] * 200) == [b"x"] * 200
+        with redis.Redis(port=server.port) as client:
+            assert sum(each["name"] == name for each in client.client_list()) == 3
+            client.client_pause(2_000)
+            store = face.store(url, max_connections=1, timeout=0.5)
+            late = face.at_once(store, "get", [("a",)] * 2)
+            assert [type(each) for each in late] == [StoreUnavailableError] * 2
+            client.client_unpause()
+        assert store.get("a") == b"x"
+        face.close()
+
     def test_a_unix_socket(self, face: Face, prefix: str, tmp_path: Path) -> None:
         path = servers.short_folder() / "socket"
         server = new_redis("--unixsocket", str(path))

@@ -22,7 +22,7 @@ from ..errors import ClosedError, OptionError, StoreError
 from ..steps import Step, arun, gather
 
 PAGE = 1000
-"""The most entries of a page for which no limit was given."""
+"""The most entries of a page for which no limit was given, but for the children of a folder that is read whole."""
 
 Mode = Literal["overwrite", "create"]
 Entry = tuple[str, "bytes | None"]
@@ -221,8 +221,10 @@ class Clients(Generic[C]):
                 yield from self._disconnect((yield task))
 
     def _abandon_others(self, of_loop: Callable[[asyncio.AbstractEventLoop], bool]) -> None:
-        for loop in [loop for loop in self._tasks if of_loop(loop)]:
-            task = self._tasks.pop(loop)
+        for loop in [loop for loop in list(self._tasks) if of_loop(loop)]:
+            task = self._tasks.pop(loop, None)
+            if task is None:
+                continue  # a thread with a loop of its own was faster
             if task.done() and not task.cancelled() and task.exception() is None:
                 self._abandon(task.result())
             del loop, task

@@ -19,6 +19,7 @@ import heapq
 import itertools
 import os
 import re
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -94,7 +95,9 @@ class FileBackend(Backend):
         values: bool = False,
         delimiter: Literal["/"] | None = None,
     ) -> Step[Page]:
-        return (yield from self._call(self._scan, prefix, after, limit or PAGE, values, delimiter is not None))
+        # A folder is read whole, whatever is wanted of it: all its children are one page.
+        limit = limit or (sys.maxsize if delimiter and not values else PAGE)
+        return (yield from self._call(self._scan, prefix, after, limit, values, delimiter is not None))
 
     def delete(self, keys: Iterable[str]) -> Step[None]:
         yield from self._call(self._delete, list(keys))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -112,7 +113,9 @@ class FsspecBackend(Backend):
         start, end = scan_range(prefix, after, children=delimiter is not None)
         if start >= end:
             return Page([], None)
-        return (yield from self._call(self._scan, prefix, after, limit or PAGE, values, delimiter))
+        # Where a filesystem lists folders whole, all children are one page; others list as many as they do at once.
+        limit = limit or (sys.maxsize if delimiter and not values else PAGE)
+        return (yield from self._call(self._scan, prefix, after, limit, values, delimiter))
 
     def delete(self, keys: Iterable[str]) -> Step[None]:
         paths = [self._path(key) for key in keys]

@@ -121,11 +121,12 @@ class GCSBackend(BucketBackend):
         self, client: Client, prefix: str, after: str | None, limit: int, delimiter: str | None
     ) -> tuple[list[str], str | None]:
         start, _ = scan_range(prefix, after, children=delimiter is not None)
+        limit = min(limit, PAGE)
         parameters: dict[str, Any] = {
             "prefix": self._prefix + prefix or None,
             "startOffset": self._prefix + start if after is not None else None,
             "delimiter": delimiter,
-            "maxResults": min(limit, PAGE),
+            "maxResults": limit,
             "fields": "items/name,prefixes,nextPageToken",
         }
         own = len(self._prefix)

@@ -350,6 +350,8 @@ class PostgreSQLBackend(Backend):
         where = redacted(self.url)
         if isinstance(error, psycopg.errors._WaitTimeout):
             return StoreUnavailableError(f"{where}: no answer within {self._timeout} s")
+        if isinstance(error, (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)):
+            return StoreError(f"{where}: {error}; behind a PgBouncer that does not know them, say prepare=False")
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
             return StoreError(f"{where}: the user lacks a right: {error}")
         if isinstance(error, psycopg.OperationalError) and not isinstance(error, _REFUSED):

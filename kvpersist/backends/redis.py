@@ -25,6 +25,7 @@ has another token and keeps its name.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import uuid
 from collections.abc import Iterable, Sequence
@@ -564,7 +565,7 @@ class RedisBackend(Backend):
                 if self.asynchronous:
                     # A task that finds all connections in use waits for one.
                     options.setdefault("timeout", self._timeout)
-                    pool = module.BlockingConnectionPool.from_url(self.url + query, **options)
+                    pool = _AsyncPool.from_url(self.url + query, **options)
                 else:
                     # As many connections as there are threads.
                     options.setdefault("max_connections", 2**31)
@@ -612,6 +613,22 @@ class RedisBackend(Backend):
         if isinstance(error, redis.exceptions.OutOfMemoryError):
             return StoreError(f"{redacted(self.url)}: the server's maxmemory is used up: {error}")
         return StoreError(message)
+
+
+class _AsyncPool(redis.asyncio.BlockingConnectionPool):
+    """A pool that starts a timer only where a task has to wait for a connection, not for each command."""
+
+    _waiting = 0
+
+    async def get_connection(self, *ignored: Any, **deprecated: Any) -> Any:
+        if not self._waiting and self.can_get_connection():
+            with contextlib.suppress(redis.exceptions.MaxConnectionsError):  # somebody else was faster
+                return await redis.asyncio.ConnectionPool.get_connection(self)  # type: ignore[no-untyped-call]
+        self._waiting += 1
+        try:
+            return await super().get_connection()  # type: ignore[no-untyped-call]
+        finally:
+            self._waiting -= 1
 
 
 _CLUSTER_DOWN = (
