@@ -103,10 +103,7 @@ class Serde:
         self._reads_plaintext = bool(options.pop("allow_plaintext", False))
         if self._encryption is None or self._encryption.algorithm is None:
             self._reads_plaintext = True
-        signing_key = options.pop("signing_key", None)
-        self._signing = (
-            None if signing_key is None else protection.Signing(protection.keys_of("signing_key", signing_key))
-        )
+        self._signing = _signing(options)
         self._reads_unsigned = bool(options.pop("allow_unsigned", False)) or self._signing is None
         allow_unsafe = options.get("allow_unsafe", ())
         if isinstance(allow_unsafe, str):
