@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test lint types coverage wheels dist demo bench clean
+.PHONY: test lint types coverage wheels dist demo bench soak clean
 
 test: lint types
 	$(BIN)/python -m pytest -n auto
@@ -40,6 +40,11 @@ demo: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.report
+
+MINUTES ?= 30
+soak: .venv/ready
+	$(BIN)/python -m soak --minutes $(MINUTES)
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

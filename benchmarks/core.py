@@ -64,7 +64,7 @@ def drivers() -> None:
         return plain_middle()
 
     ratio = compare(lambda: run(operation()), plain_operation, calls=5000)
-    number("core", "what the driver adds to an operation", "µs", "1", ratio.a_us - ratio.b_us, 7)
+    number("core", "what the driver adds to an operation", "µs", "", ratio.a_us - ratio.b_us, 7)
 
 
 def encoding() -> None:
@@ -88,7 +88,7 @@ def importing() -> None:
         subprocess.run([sys.executable, "-c", code], check=True)
 
     ratio = compare(lambda: start("import kvpersist"), lambda: start("pass"), calls=3)
-    number("core", "import kvpersist", "ms", "1", (ratio.a_us - ratio.b_us) / 1000, 50)
+    number("core", "import kvpersist", "ms", "", (ratio.a_us - ratio.b_us) / 1000, 50)
 
 
 if __name__ == "__main__":

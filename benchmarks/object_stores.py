@@ -53,10 +53,10 @@ def main() -> None:
 
 
 def compared(server: ObjectServer, name: str, state: State[Any]) -> None:
-    """Save and load latest, each against the requests that it cannot do without."""
+    """Save and load latest, each against the requests that it cannot do without; states are stored whole, as theirs."""
     url = server.url()
     folder = url.partition("://")[2]
-    persister = Persister.from_url(url, storage_options=server.storage_options)
+    persister = Persister.from_url(url, storage_options=server.storage_options, compact_history=False)
     numbers = count()
 
     def save() -> None:

@@ -59,6 +59,7 @@ class Row(NamedTuple):
     """What was done, where: ``Redis, sync, 1 KB, 100 deep, 1 in flight, save``."""
     a: str
     b: str
+    """Empty where a number was measured, of which `a` is the unit."""
     ratio: float
     """The median; `low` and `high` are the ends of the middle half."""
     low: float
@@ -69,13 +70,16 @@ class Row(NamedTuple):
     aim: float | None = None
     """The most that the ratio may be."""
 
+    @property
+    def what(self) -> str:
+        return f"{self.case}: {self.a} to {self.b}" if self.b else f"{self.case}, {self.a}"
+
     def __str__(self) -> str:
         times = f"  {self.a_us:11,.1f} us : {self.b_us:11,.1f} us" if self.a_us and self.b_us else ""
         verdict = ""
         if self.aim is not None:
             verdict = f"   aim {self.aim:g}: {'reached' if self.ratio <= self.aim else 'MISSED'}"
-        what = f"{self.case}: {self.a} : {self.b}"
-        return f"{what:86} {self.ratio:6.2f} ({self.low:.2f} to {self.high:.2f}){times}{verdict}"
+        return f"{self.what:86} {self.ratio:6.2f} ({self.low:.2f} to {self.high:.2f}){times}{verdict}"
 
 
 _rows: list[Row] = []
@@ -93,7 +97,7 @@ def row(benchmark: str, case: str, a: str, b: str, ratio: Ratio, aim: float | No
 
 
 def number(benchmark: str, case: str, a: str, b: str, value: float, aim: float | None = None) -> None:
-    """Keep a ratio that is no median of pairs of times."""
+    """Keep a ratio that is no median of pairs of times, or a number of some unit."""
     add(Row(benchmark, case, a, b, *(round(value, 4),) * 3, None, None, aim))
 
 
@@ -141,7 +145,7 @@ def _cell(found: dict[tuple[str, str, str], Row], case: str, a: str, b: str) -> 
 
 
 def _short(ratio: float) -> str:
-    return f"{ratio:.1f}" if ratio >= 1.95 else f"{ratio:.2f}"
+    return f"{ratio:.1f}" if ratio >= 1.95 else f"{ratio:.2f}" if ratio >= 0.095 else f"{ratio:.2g}"
 
 
 def _by_case(rows: list[Row], benchmark: str) -> dict[tuple[str, str, str], Row]:
@@ -176,8 +180,8 @@ def readme(rows: list[Row]) -> str:
             lines.append(f"| {name}: save, load of {size} | " + " | ".join(cells) + " |")
     more = ["", "| | ratio |", "|---|---|"]
     for each in rows:
-        if each.benchmark in ("core", "object_stores") and (each.aim is not None or "depth" in each.case):
-            more.append(f"| {each.case}: {each.a} to {each.b} | {_short(each.ratio)} |")
+        if (each.benchmark in ("core", "object_stores") and each.aim is not None) or each.case.startswith("what is st"):
+            more.append(f"| {each.what} | {_short(each.ratio)} |")
     return "\n".join(lines + more)
 
 
@@ -225,10 +229,10 @@ def whole(rows: list[Row]) -> str:
             lines += ["", f"### {title}", "", "| | ratio | aim |", "|---|---|---|"]
             for each in of_it:
                 aim = "" if each.aim is None else f"{each.aim:g}" + ("" if each.ratio <= each.aim else ", **missed**")
-                lines.append(f"| {each.case}: {each.a} to {each.b} | {_spread(each)} | {aim} |")
+                lines.append(f"| {each.what} | {_spread(each)} | {aim} |")
     missed = [each for each in rows if each.aim is not None and each.ratio > each.aim]
     lines += ["", "### Aims that were missed", ""]
-    lines += [f"- {each.case}: {each.a} to {each.b} {_short(each.ratio)}, aim {each.aim:g}" for each in missed]
+    lines += [f"- {each.what}: {_short(each.ratio)}, aim {each.aim:g}" for each in missed]
     lines += [] if missed else ["None."]
     behind = [
         each
@@ -241,6 +245,8 @@ def whole(rows: list[Row]) -> str:
 
 
 def _spread(each: Row) -> str:
+    if each.low == each.high:
+        return _short(each.ratio)
     return f"{_short(each.ratio)} ({_short(each.low)}-{_short(each.high)})"
 
 
@@ -296,7 +302,7 @@ def pictures(rows: list[Row]) -> None:
                 axis.set(yscale="log", title=f"{what}, {size}", ylabel="µs")
                 axis.set_xticks(range(3), ["SQLite", "Redis", "PostgreSQL"])
         axes[0][0].legend(frameon=False)
-        figure.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
+        figure.savefig(ROOT / "docs" / f"benchmarks-{name}.svg", metadata={"Date": None})
         pyplot.close(figure)
 
 

@@ -9,7 +9,7 @@ import datetime as dt
 import enum
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
@@ -231,14 +231,14 @@ class History:
             page = yield from self.backend.scan(
                 app, after=after, limit=1 if looking else VALUES_PAGE, values=not looking
             )
-            found = [(self._record_at(app, key), key, value) for key, value in page.entries]
+            found = [(record_at(app, key), key, value) for key, value in page.entries]
             going = [
                 (key, value)
                 for record, key, value in found
                 if record is not None and record.sequence_id >= first and key != spare
             ]
             older = any(record is not None and record.sequence_id < first for record, _, _ in found)
-            at_end = older or page.after is None or _beyond_records(app, page.after)
+            at_end = older or page.after is None or beyond_records(app, page.after)
             if looking and not (at_end and not going):
                 looking = False  # the same page again, longer and with values
                 continue
@@ -310,7 +310,7 @@ class History:
                 entries, after, fetched = yield from self._newest_and_parts(app)
             found = None
             for key, value in entries:
-                record = self._record_at(app, key)
+                record = record_at(app, key)
                 if record is None or value is None:
                     continue
                 newest = max(newest, record.sequence_id)
@@ -318,7 +318,7 @@ class History:
                 if include_failed or found[0].status == "completed":
                     break
                 found = None
-            if found or after is None or _beyond_records(app, after):
+            if found or after is None or beyond_records(app, after):
                 self._saw_newest(app, newest)
                 return None if found is None or value is None else Stored(*found, key, value, fetched)
             limit = min(4 * limit, VALUES_PAGE)
@@ -361,7 +361,7 @@ class History:
             entries, fetched = yield from self._with_parts(app, [key for key, _ in entries], has_parts)
         found = []
         for key, value in entries:
-            record = self._record_at(app, key)
+            record = record_at(app, key)
             if record is not None and value is not None:
                 found.append(Stored(*self._decoded(value, key, record), key, value, fetched))
         # Burr has one position a sequence id.  Where there are more, the answer is the one that is the latest too.
@@ -421,14 +421,14 @@ class History:
         page = yield from self.backend.scan(app, after=after, limit=VALUES_PAGE, values=True)
         headers = []
         for key, value in page.entries:
-            if value is None or (not include_set_aside and _beyond_records(app, key)):
+            if value is None or (not include_set_aside and beyond_records(app, key)):
                 continue
-            record = self._record_at(app, key, set_aside=True)
+            record = record_at(app, key, set_aside=True)
             if record is not None:
                 header, _ = self._decoded(value, key, record)
-                headers.append(header._replace(set_aside=_beyond_records(app, key)))
+                headers.append(header._replace(set_aside=beyond_records(app, key)))
         after = page.after
-        if after is not None and not include_set_aside and _beyond_records(app, after):
+        if after is not None and not include_set_aside and beyond_records(app, after):
             after = None
         return HeaderPage(headers, after)
 
@@ -467,22 +467,6 @@ class History:
         self.parts.cache.saw_parts(app, True)
         return (yield from self.parts.base_of(self.serde, app, key, header, fetched, only=only))
 
-    def _record_at(self, app: str, key: str, *, set_aside: bool = False) -> RecordId | None:
-        """The record that lives at a key below an app; None where none does, with a warning for what is not ours."""
-        name = key[len(app) :]
-        if name.startswith((keys.PARTS, keys.CONDEMNED)):
-            return None
-        if name.startswith(keys.SET_ASIDE):
-            if not set_aside:
-                return None
-            name = name.rpartition("/")[2]
-        parsed = keys.parse_name(name)
-        if parsed is None:
-            _warn_foreign(key)
-            return None
-        partition_key, app_id = keys.ids_of(app)
-        return RecordId(partition_key, app_id, *parsed)
-
     # Removing
 
     @operation("delete_app")
@@ -517,16 +501,23 @@ class History:
         older_than: dt.timedelta | dt.datetime | None = None,
         include_set_aside: bool = False,
         grace: dt.timedelta = GRACE,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Step[int]:
-        """Remove old records; see `Persister.prune`."""
+        """Remove old records; see `Persister.prune`.
+
+        Args:
+            progress: called after each app with how many were pruned, and how many there are.
+        """
         keep, cutoff = _checked_prune(keep_last, older_than)
         _check_grace(grace)
         pruned = 0
-        for app in (yield from self._apps(partition_key, app_id)):
+        apps = yield from self._apps(partition_key, app_id)
+        for done, app in enumerate(apps, 1):
             removed, has_parts = yield from self._prune_app(app, keep, cutoff, include_set_aside)
             pruned += removed
             if has_parts:
                 yield from self._sweep_app(app, grace)
+            progress(done, len(apps))
         return pruned
 
     def _apps(self, partition_key: str | All | None, app_id: str | All) -> Step[list[str]]:
@@ -554,8 +545,8 @@ class History:
                 continue
             going = []
             for key, value in page.entries:
-                live = not _beyond_records(app, key)
-                record = self._record_at(app, key, set_aside=True)
+                live = not beyond_records(app, key)
+                record = record_at(app, key, set_aside=True)
                 if record is None or not (live or include_set_aside):
                     continue
                 if value is not None:
@@ -571,7 +562,7 @@ class History:
                 yield from self.backend.delete([key for key, _ in going])
                 pruned += len(going)
             after = page.after
-            if after is None or (_beyond_records(app, after) and not include_set_aside):
+            if after is None or (beyond_records(app, after) and not include_set_aside):
                 return pruned, has_parts
 
     @operation("sweep")
@@ -593,20 +584,34 @@ class History:
         while after is not None:
             entries, after = yield from self.backend.scan(app, after=after, limit=VALUES_PAGE, values=True)
             for key, value in entries:
-                record = self._record_at(app, key, set_aside=True)
+                record = record_at(app, key, set_aside=True)
                 if record is not None and value is not None:
                     reached.update(self._decoded(value, key, record)[0].bases)
         return (yield from self.parts.collect(app, reached, started, grace))
 
     @operation("verify")
-    def verify(self, partition_key: str | All | None = ALL, app_id: str | All = ALL) -> Step[Report]:
-        """Read every record and part; see `Persister.verify`."""
+    def verify(
+        self,
+        partition_key: str | All | None = ALL,
+        app_id: str | All = ALL,
+        *,
+        build: bool = True,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Step[Report]:
+        """Read every record and part; see `Persister.verify`.
+
+        Args:
+            build: make the states, as a load does; without, the bytes are checked, decrypted and unpacked alone.
+            progress: called after each app with how many were read, and how many there are.
+        """
         report = Report()
-        for app in (yield from self._apps(partition_key, app_id)):
-            yield from self._verify_app(app, report)
+        apps = yield from self._apps(partition_key, app_id)
+        for done, app in enumerate(apps, 1):
+            yield from self._verify_app(app, report, self.serde.loads if build else self.serde.opened)
+            progress(done, len(apps))
         return report
 
-    def _verify_app(self, app: str, report: Report) -> Step[None]:
+    def _verify_app(self, app: str, report: Report, read: Callable[[Header, Sealed, bytes | None], Any]) -> Step[None]:
         parts = Parts(self.backend, self.namespace, Cache())  # which rebuilds each part once
         names = yield from parts.names(app)
         report.parts += len(names)
@@ -615,7 +620,7 @@ class History:
         while after is not None:
             entries, after = yield from self.backend.scan(app, after=after, limit=VALUES_PAGE, values=True)
             for key, value in entries:
-                record = self._record_at(app, key, set_aside=True)
+                record = record_at(app, key, set_aside=True)
                 if record is None or value is None:
                     continue
                 report.records += 1
@@ -623,7 +628,7 @@ class History:
                     header, sealed = self._decoded(value, key, record)
                     unreachable.difference_update(header.bases)
                     base = yield from parts.base_of(self.serde, app, key, header, {})
-                    self.serde.loads(header, sealed, base)
+                    read(header, sealed, base)
                 except CorruptPartError as error:
                     if error.missing and (yield from self.backend.get(key)) != value:
                         continue  # deleted meanwhile, and its parts with it
@@ -671,7 +676,24 @@ def _check_grace(grace: dt.timedelta) -> None:
         raise OptionError(f"the grace period must be a timedelta from 0 on, not {grace!r}")
 
 
-def _beyond_records(app: str, key: str) -> bool:
+def record_at(app: str, key: str, *, set_aside: bool = False) -> RecordId | None:
+    """The record that lives at a key below an app; None where none does, with a warning for what is not ours."""
+    name = key[len(app) :]
+    if name.startswith((keys.PARTS, keys.CONDEMNED)):
+        return None
+    if name.startswith(keys.SET_ASIDE):
+        if not set_aside:
+            return None
+        name = name.rpartition("/")[2]
+    parsed = keys.parse_name(name)
+    if parsed is None:
+        _warn_foreign(key)
+        return None
+    partition_key, app_id = keys.ids_of(app)
+    return RecordId(partition_key, app_id, *parsed)
+
+
+def beyond_records(app: str, key: str) -> bool:
     """Whether a key of an app sorts behind all its live records."""
     return key[len(app) : len(app) + 1] > "9"
 

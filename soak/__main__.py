@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import secrets
+import signal
 import sys
 import time
 from importlib.metadata import version
@@ -32,11 +33,7 @@ def main() -> int:
     seed = arguments.seed or secrets.token_hex(4)
     print(f"seed {seed}: {', '.join(names)}, {arguments.minutes:g} minutes", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    run.CONTEXT.set_forkserver_preload(
-        ["soak.run", "kvpersist.backends.file", "kvpersist.backends.sqlite", "aiosqlite"]
-        + [f"kvpersist.backends.{each}" for each in ("redis", "postgresql", "mongodb", "s3", "gcs")]
-        + ["s3fs", "gcsfs", "redis.asyncio"]
-    )
+    run.CONTEXT.set_forkserver_preload(["soak.run"])
     started = time.time()
     running = {}
     for name in names:
@@ -47,12 +44,18 @@ def main() -> int:
         theirs.close()
         running[name] = process, ours
     reports: dict[str, Any] = {}
-    for name, (process, pipe) in running.items():
-        try:
-            reports[name] = pipe.recv()
-        except EOFError:
-            reports[name] = {"violations": ["its process has died"]}
-        process.join()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        for name, (process, pipe) in running.items():
+            try:
+                reports[name] = pipe.recv()
+            except EOFError:
+                reports[name] = {"violations": ["its process has died"]}
+            process.join()
+    finally:
+        for process, _ in running.values():
+            if process.is_alive():  # this was interrupted: they stop their workers and servers
+                process.terminate()
     result = {
         "seed": seed,
         "minutes": arguments.minutes,

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -35,6 +36,18 @@ ALLOWED = {"memory": 24 * 2**20, "descriptors": 16, "threads": 4, "connections":
 which more or fewer are open as the faults have it; what leaks at each fault comes to hundreds in half an hour."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
+BACKENDS = {
+    "memory": ["kvpersist.backends.memory"],
+    "file": ["kvpersist.backends.file"],
+    "sqlite": ["kvpersist.backends.sqlite", "aiosqlite"],
+    "redis": ["kvpersist.backends.redis", "redis.asyncio"],
+    "forgetful": ["kvpersist.backends.redis", "redis.asyncio"],
+    "postgresql": ["kvpersist.backends.postgresql"],
+    "mongodb": ["kvpersist.backends.mongodb"],
+    "s3": ["kvpersist.backends.s3", "s3fs"],
+    "gcs": ["kvpersist.backends.gcs", "gcsfs"],
+}
+"""The modules of each store."""
 
 
 @dataclass
@@ -42,6 +55,8 @@ class Report:
     """What became of one store."""
 
     rounds: int = 0
+    seconds: float = 0
+    """How long it all took, servers and inspections included."""
     operations: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -128,26 +143,33 @@ class Crew:
         time.sleep(seconds)
         os.kill(pid, signal.SIGCONT)
 
-    def wait(self, names: list[str]) -> None:
+    def wait(self, names: list[str], word: str = "done") -> None:
+        """Wait until workers say that they are ready, or done."""
         for name in names:
             pipe = self.workers[name].pipe
-            if not pipe.poll(3 * LONGEST):
-                raise RuntimeError(f"worker {name} does not end its round")
-            pipe.recv()
+            while True:
+                if not pipe.poll(3 * LONGEST):
+                    raise RuntimeError(f"worker {name} is not {word}")
+                if pipe.recv() == word:
+                    break
 
     def end(self) -> None:
+        """Let all end by themselves."""
         for each in self.workers.values():
-            if each.process.is_alive():
-                each.pipe.send(("stop",))
+            each.pipe.send(("stop",))
+        for name, each in self.workers.items():
+            each.process.join(LONGEST)
+            if each.process.exitcode != 0:
+                raise RuntimeError(f"worker {name} ended with {each.process.exitcode}")
+
+    def kill_all(self) -> None:
         for each in self.workers.values():
-            each.process.join(30)
-            if each.process.exitcode is None:
-                each.process.kill()
+            each.process.kill()
 
 
 def soak(name: str, seconds: float, round_seconds: float, seed: str, out: Path) -> Report:
     """Soak a store for some seconds."""
-    report = Report()
+    report, started = Report(), time.monotonic()
     random = Random(f"{seed}/{name}")
     with ExitStack() as stack:
         stack.enter_context(servers._at_the_end)
@@ -156,9 +178,12 @@ def soak(name: str, seconds: float, round_seconds: float, seed: str, out: Path) 
         (folder / "tmp").mkdir()
         store: Store = stack.enter_context({**STORES, **FORGETFUL}[name]())
         crews = {"0": ("sync", "sync", "async", "async")} if store.one_process else CREWS
+        # What workers need is imported once, in the process that they are forked from.
+        CONTEXT.set_forkserver_preload(["soak.worker", *BACKENDS[name.partition("-")[0]], *BACKENDS["sqlite"]])
         place = Place(store.url, store.options, folder, f"{seed}/{name}", crews)  # type: ignore[arg-type]
         crew = Crew(place)
-        stack.callback(crew.end)
+        stack.callback(crew.kill_all)
+        crew.wait(list(crews), "ready")
         elders = [each for each in worker.ELDERS if each in crews]
         coming: list[str] = []
         end = time.monotonic() + seconds
@@ -184,7 +209,9 @@ def soak(name: str, seconds: float, round_seconds: float, seed: str, out: Path) 
                 os.truncate(log, 0)
             store.tidy()
             _sample(store, crew, elders, folder, report)
+        crew.end()
         report.judge_resources()
+    report.seconds = round(time.monotonic() - started, 1)
     return report
 
 
@@ -229,8 +256,7 @@ def main(name: str, seconds: float, round_seconds: float, seed: str, out: Path, 
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # the proxy's, of the faults it was told to make
     try:
         report = soak(name, seconds, round_seconds, seed, out)
-    except BaseException as error:
+    except Exception as error:  # noqa: BLE001
+        traceback.print_exc()
         report = Report(violations=[f"the soak itself failed: {type(error).__name__}: {error}"])
-        answer.send(vars(report))
-        raise
     answer.send(vars(report))

@@ -185,6 +185,7 @@ class Client:
             self.partition, self.following = partition, None
             self.newest.clear()
         others = self.place.apps()
+        yield from self.step()
         while time.monotonic() < until:
             dice = self.random.random()
             if dice < 0.4:
@@ -442,6 +443,10 @@ def main(place: Place, worker: str, life: int, commands: Connection) -> None:
         for number, face in enumerate(crew)
     ]
     loop = asyncio.new_event_loop()
+    with contextlib.suppress(StoreError):  # a successor may be born while the store is out of reach
+        for name, persister in persisters.items():
+            persister.initialize() if name.startswith("sync") else loop.run_until_complete(persister.initialize())
+    commands.send("ready")
     while (command := commands.recv())[0] != "stop":
         what, partition, *more = command
         if what == "work":

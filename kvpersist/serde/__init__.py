@@ -239,6 +239,26 @@ class Serde:
         self._reader(header)  # an unsafe record is refused before anything is done with it
         return self._loads(header, self.opened(header, sealed, base))
 
+    def shown(self, header: Header, sealed: Sealed, base: bytes | None = None) -> Any:
+        """The state of a decoded record as a tree that JSON can hold, without building what it names.
+
+        Values that JSON has no type for are tags, as the serializer ``"json"`` writes them.  Raises as `loads`
+        does; also for a serializer of somebody else that is safe, but builds what it reads.
+        """
+        reader = self._reader(header)
+        payload = self.opened(header, sealed, base)
+        if not _is_safe(reader):
+            raise UnsafeSerializerError(f"{header.id}: a record of {header.serializer} is not opened to be shown")
+        try:
+            if hasattr(reader, "shown"):
+                return reader.shown(payload)
+            json: Any = _installed("json", {})
+            return json.shown(json.dumps(reader.loads(payload)))
+        except Exception as error:
+            if isinstance(error, KvpersistError):
+                raise
+            raise DeserializationError(f"{header.id}: {header.serializer} cannot read the record: {error!r}") from error
+
     def opened(self, header: Header, sealed: Sealed, base: bytes | None = None) -> bytes:
         """A payload as `dumps` made it."""
         payload = sealed.payload
