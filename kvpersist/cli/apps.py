@@ -28,7 +28,7 @@ def apps(store: options.Location, partition: str | All | None, *, prefix: str, l
     columns = ["partition", "app", *(["newest", "position", "status", "time (UTC)"] if long else [])]
     found = 0
     with store.inspection() as inspection:
-        listed = _apps(inspection, partition, prefix)
+        listed = every_app(inspection, partition, prefix)
         while page := [*itertools.islice(listed, PAGE)]:
             table = output.table(*columns, numbers=["newest"])
             table.show_header = not found  # the first
@@ -61,13 +61,16 @@ def apps(store: options.Location, partition: str | All | None, *, prefix: str, l
         raise SystemExit(1)
 
 
-def _apps(inspection: Inspection, partition: str | All | None, prefix: str) -> Iterator[tuple[str | None, str]]:
+def every_app(
+    inspection: Inspection, partition: str | All | None, prefix: str = ""
+) -> Iterator[tuple[str | None, str]]:
+    """The apps of a partition or of all, each with its partition key, in key order."""
     after = None
     if partition is ALL:
         while True:
             page = run(inspection.partitions(after=after))
             for each in page.ids:
-                yield from _apps(inspection, each, prefix)
+                yield from every_app(inspection, each, prefix)
             after = page.after
             if after is None:
                 return
