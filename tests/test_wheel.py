@@ -130,7 +130,7 @@ def test_the_sdist_holds_what_the_tests_need_and_nothing_else(built: Built, tmp_
         else:
             archive.extractall(tmp_path)
     assert {name.partition("/")[0] for name in names} == {
-        *("kvpersist", "tests", "examples", "benchmarks", "docs", "localstack"),
+        *("kvpersist", "tests", "examples", "benchmarks", "soak", "docs", "localstack"),
         *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml"),
         *("PKG-INFO", ".gitignore"),  # which the build adds
     }
