@@ -26,9 +26,9 @@ def main() -> None:
     for name in names:
         measure = importlib.import_module(f"benchmarks.{name}").main
         measure(quick=arguments.quick) if name == "stores" else measure()
+        if not arguments.quick:
+            report.write(about, names[: names.index(name) + 1])
     print(f"\n{(time.monotonic() - started) / 60:.1f} minutes")
-    if not arguments.quick:
-        report.write(about, names)
 
 
 if __name__ == "__main__":

@@ -148,8 +148,10 @@ class Crew:
         for name in names:
             pipe = self.workers[name].pipe
             while True:
-                if not pipe.poll(3 * LONGEST):
-                    raise RuntimeError(f"worker {name} is not {word}")
+                if not pipe.poll(1.5 * LONGEST):
+                    os.kill(self.workers[name].process.pid, worker.SHOW_STACKS)
+                    time.sleep(2)
+                    raise RuntimeError(f"worker {name} is not {word}; where it hangs is on stderr")
                 if pipe.recv() == word:
                     break
 
@@ -174,7 +176,7 @@ def soak(name: str, seconds: float, round_seconds: float, seed: str, out: Path) 
     with ExitStack() as stack:
         stack.enter_context(servers._at_the_end)
         folder = Path(tempfile.mkdtemp(prefix="kvpersist-soak-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.push(lambda kind, *_: kind is None and shutil.rmtree(folder, ignore_errors=True))  # else it is evidence
         (folder / "tmp").mkdir()
         store: Store = stack.enter_context({**STORES, **FORGETFUL}[name]())
         crews = {"0": ("sync", "sync", "async", "async")} if store.one_process else CREWS
@@ -196,6 +198,8 @@ def soak(name: str, seconds: float, round_seconds: float, seed: str, out: Path) 
             time.sleep(0.2)  # what was under way when a worker was killed arrives
             crew.tell(("inspect", partition), ["0"])
             crew.wait(["0"])
+            crew.tell(("look back", partition), elders)
+            crew.wait(elders)
             logs = sorted(folder.glob("log-*.jsonl"))
             events = [event for log in logs for event in worker.read_log(log)]
             before = len(report.violations)

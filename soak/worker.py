@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import itertools
 import json
 import logging
 import math
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -43,6 +45,9 @@ from kvpersist.steps import Step, arun, run
 from .checker import Event
 
 Face = Literal["sync", "async"]
+
+SHOW_STACKS = signal.SIGUSR1
+"""Has a worker print what its tasks and threads are at."""
 
 ELDERS = ("0", "1")
 """Workers that are never killed: on them it shows whether anything grows.  Only they copy, so that no folder stays."""
@@ -275,8 +280,8 @@ class Client:
             lambda found: None if found is None else self.content(found, app, seq),
         )
 
-    def latest(self, app: str) -> Step[tuple[str, Any]]:
-        mode = {"rewinding": "rewind", "overwritten": "overwrite"}.get(app.partition("-")[0], "error")
+    def latest(self, app: str, mode: str = "") -> Step[tuple[str, Any]]:
+        mode = mode or {"rewinding": "rewind", "overwritten": "overwrite"}.get(app.partition("-")[0], "error")
         persister = self.persisters[f"{self.face} {mode}"]
 
         def result(found: Any) -> Any:
@@ -390,8 +395,14 @@ class Client:
             yield from self.ask(
                 Event("delete", app), lambda app=app: persister.delete_app(self.partition, app), lambda _: None
             )
-            yield from self.latest(app)
             yield from self.history(app)
+
+    def look_back(self, partition: str) -> Step[None]:
+        """Load what was deleted: so every persister forgets what it remembers of it."""
+        self.partition = partition
+        for app in self.place.apps():
+            for mode in ("error", "overwrite", "rewind"):
+                yield from self.latest(app, mode)
 
     def ask(self, event: Event, call: Callable[[], Any], result: Callable[[Any], Any]) -> Step[tuple[str, Any]]:
         """Make a call, and log it before and after."""
@@ -451,8 +462,10 @@ def main(place: Place, worker: str, life: int, commands: Connection) -> None:
         what, partition, *more = command
         if what == "work":
             bodies = [(client.face, client.work(partition, *more)) for client in clients]
-        else:
+        elif what == "inspect":
             bodies = [(clients[0].face, clients[0].inspect(partition))]
+        else:
+            bodies = [(client.face, client.look_back(partition)) for client in clients]
         _all(loop, bodies)
         commands.send("done")
     for name, persister in persisters.items():
@@ -471,6 +484,13 @@ def _all(loop: asyncio.AbstractEventLoop, bodies: list[tuple[Face, Step[None]]])
 
     async def tasks() -> None:
         await asyncio.gather(*(arun(body) for face, body in bodies if face == "async"))
+
+    def show(*_: Any) -> None:
+        for task in asyncio.all_tasks():
+            task.print_stack()
+        faulthandler.dump_traceback()
+
+    loop.add_signal_handler(SHOW_STACKS, show)
 
     loop.run_until_complete(tasks())
     for thread in threads:

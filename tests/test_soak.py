@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from soak.checker import Event, growth, violations
+from soak.checker import Event, Operation, after, growth, misfit, violations
 from soak.stores import STORES
 from soak.worker import Log, read_log
 
@@ -174,6 +177,46 @@ def test_a_bad_history_is_rejected(name: str) -> None:
     assert any(re.search(what, each) for each in found), found
     for turned in (events[::-1], sorted(events, key=lambda each: each.end)):  # in whatever order it was logged
         assert violations(turned)
+
+
+CONTENTS = [ONE, OTHER, FAILED]
+OPERATIONS = st.builds(
+    Operation,
+    st.sampled_from(["save", "overwrite", "refused", "remove", "read", "passed over", "listed"]),
+    st.sampled_from([*CONTENTS, None]),
+    st.integers(0, 8),
+    st.sampled_from([1, 2, 3, 4, math.inf]),
+).map(
+    lambda each: each._replace(
+        end=each.start + each.end, content=each.content or (ONE if each.kind != "read" else None)
+    )
+)
+
+
+def in_some_order(operations: list[Operation]) -> bool:
+    """Whether all operations fit, by trying every order of every choice of those that may not have happened."""
+    certain = [each for each in operations if each.certain]
+    maybe = [each for each in operations if not each.certain]
+    for count in range(len(maybe) + 1):
+        for some in itertools.combinations(maybe, count):
+            for order in itertools.permutations([*certain, *some]):
+                if any(later.end < earlier.start for earlier, later in itertools.combinations(order, 2)):
+                    continue
+                state = None
+                for each in order:
+                    following = after(state, each)
+                    if following is None:
+                        break
+                    (state,) = following
+                else:
+                    return True
+    return False
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(OPERATIONS, max_size=5))
+def test_the_checker_says_what_trying_every_order_says(operations: list[Operation]) -> None:
+    assert (misfit(operations) is None) is in_some_order(operations)
 
 
 def test_the_log_of_a_killed_worker_says_what_it_was_about_to_do(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from kvpersist import keys, telemetry
 from kvpersist.backends import Backend
-from kvpersist.errors import KvpersistError, StoreUnavailableError
+from kvpersist.errors import KvpersistError, StoreError, StoreUnavailableError
 from kvpersist.history import History
 from kvpersist.serde import Serde
 from kvpersist.steps import Step, run
@@ -69,13 +69,21 @@ def _reading(store: options.Location) -> Iterator[Finding]:
     backend.read_only = True
     folder = f"{keys.encode(store.namespace)}/"
     try:
-        found = _tried("reach it", lambda: backend.scan(folder, limit=1, delimiter="/"))
+        found = _tried("reach it", lambda: _reached(backend, folder))
         yield found
         if found.ok:
             yield _tried(f"list the namespace {store.namespace!r}", lambda: _listed_in_order(backend, folder))
             yield _tried("read", lambda: backend.get(f"{folder}none/at/all"))
     finally:
         run(backend.close())
+
+
+def _reached(backend: Backend, folder: str) -> Step[None]:
+    with contextlib.suppress(StoreError):  # a refusal is an answer
+        try:
+            yield from backend.scan(folder, limit=1, delimiter="/")
+        except StoreUnavailableError as error:
+            raise Wrong(f"the store is not there, or does not answer: {error}") from error
 
 
 def _listed_in_order(backend: Backend, folder: str) -> Step[None]:
@@ -172,8 +180,6 @@ def _tried(what: str, operation: Callable[[], Step[Any]]) -> Finding:
     problem = None
     try:
         run(operation())
-    except StoreUnavailableError as error:
-        problem = f"the store is not there, or does not answer: {error}"
     except (KvpersistError, Wrong) as error:
         problem = str(error)
     return Finding(what, problem is None, time.perf_counter() - started, None, problem)

@@ -132,7 +132,8 @@ def _writer(kind: str, file: Path) -> Iterator[Callable[[dict[str, Any]], None]]
     except OSError as error:
         raise click.ClickException(f"{file}: {error.strerror or error}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
 
 
 def _json_lines(lines: TextIO) -> Callable[[dict[str, Any]], None]:

@@ -32,12 +32,17 @@ def tail(
     An app that has none yet is waited for, and so is a store that is away.
     """
     shown: dict[str, str | None] = {}  # the newest records, and when they were made
+    oldest = ""  # what sorts behind this key was there before, and is not told of
     begun = away = False
     with store.inspection() as inspection:
         try:
             while True:
                 try:
-                    found = _new(inspection, partition, app_id, shown if begun else None, lines)
+                    if begun:
+                        found = _new(inspection, partition, app_id, shown, oldest)
+                    else:
+                        found = run(inspection.headers(partition, app_id, limit=max(lines, 1))).entries
+                        oldest = found[-1].key if found else ""
                 except StoreUnavailableError as error:
                     if not begun:
                         raise  # it was never there: the URL may be wrong
@@ -57,16 +62,19 @@ def tail(
 
 
 def _new(
-    inspection: Inspection, partition: str | None, app_id: str, known: dict[str, str | None] | None, lines: int
+    inspection: Inspection, partition: str | None, app_id: str, known: dict[str, str | None], oldest: str
 ) -> list[Listed]:
-    """The records that are not known, newest first; where nothing is known yet, the newest."""
-    if known is None:
-        return run(inspection.headers(partition, app_id, limit=max(lines, 1))).entries
+    """The records that are not known, newest first."""
     found: list[Listed] = []
     after = None
     while True:
         page = run(inspection.headers(partition, app_id, after=after, limit=PAGE))
-        new = [each for each in page.entries if (each.key, each.header and each.header.created_at) not in known.items()]
+        new = [
+            each
+            for each in page.entries
+            if (each.key, each.header and each.header.created_at) not in known.items()
+            and (not oldest or each.key <= oldest)
+        ]
         found += new
         after = page.after
         if after is None or len(new) < len(page.entries):
