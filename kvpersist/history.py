@@ -213,6 +213,40 @@ class History:
         self.backend = observed(self.backend, telemetry)
         self.parts = Parts(self.backend, self.namespace, self.parts.cache)
 
+    @operation("fork")
+    def fork(self, partition_key: str | None, app_id: str, sequence_id: int, new_app_id: str) -> Step[None]:
+        """Begin a new app of the partition with the record that another has at a sequence id.
+
+        The state is not built: its bytes go over as they are, whatever their serializer.
+
+        Raises:
+            InvalidIdError: there is no such record.
+            ConflictError: the new app has records already; nothing was changed.
+        """
+        app = keys.app_prefix(self.namespace, partition_key, app_id)
+        new_app = keys.app_prefix(self.namespace, partition_key, new_app_id)
+        found = yield from self._with_sequence_id(app, keys.sequence_name(sequence_id))
+        if found is None:
+            raise InvalidIdError(
+                f"partition {partition_key!r}, app {app_id!r} has no record with the sequence id {sequence_id} to fork"
+            )
+        base = yield from self._base_of(app, found.key, found.header, found.fetched)
+        header = found.header
+        value = self.serde.encode(
+            self.namespace,
+            header.id._replace(app_id=new_app_id),
+            header.status,
+            dt.datetime.now(dt.timezone.utc).isoformat(timespec="microseconds"),
+            self.serde.opened(header, found.sealed, base),
+            like=header,
+        )
+        taken = (yield from self.backend.scan(new_app, limit=1)).entries
+        if taken or not (yield from self.backend.put(new_app + found.key[len(app) :], value, "create")):
+            raise ConflictError(
+                f"partition {partition_key!r}, app {new_app_id!r} has records already; nothing was changed. Fork to an "
+                "app id that is not taken"
+            )
+
     def share_memory(self, other: History) -> None:
         """Know of newest records and parts what another history of the same store knows, and the other way round."""
         self._newest = other._newest

@@ -27,6 +27,7 @@ COMMANDS = (
     "show",
     "stats",
     "tail",
+    "ui",
     "verify",
 )
 """Each is the command of its name in the module of its name, loaded when it is asked for."""
@@ -50,7 +51,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except KvpersistError as error:
-            from .output import escaped
+            from kvpersist.inspection import escaped
 
             kind = _StoreFailed if isinstance(error, StoreError) else click.ClickException
             raise kind(escaped(str(error))) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from kvpersist.inspection import escaped
 from kvpersist.steps import run
 from kvpersist.urls import redacted
 
@@ -22,7 +23,7 @@ def delete(store: options.Location, partition: str | None, app_id: str, *, yes: 
         newest = run(history.headers(partition, app_id)).headers
     if newest:
         at = f"the newest is step {newest[0].sequence_id} of {output.shown_time(newest[0].created_at)} UTC"
-        options.confirm(f"Remove the app {output.escaped(app_id)!r} from {redacted(store.url)}? ({at})", yes)
+        options.confirm(f"Remove the app {escaped(app_id)!r} from {redacted(store.url)}? ({at})", yes)
     with store.history() as history:
         removed = run(history.delete_app(partition, app_id))
     if not removed:

@@ -9,6 +9,7 @@ import click
 from rich.text import Text
 
 from kvpersist import inspection as inspecting
+from kvpersist.inspection import escaped
 
 from . import options, output
 from .show import found
@@ -46,7 +47,7 @@ def diff(
         records = [found(inspection, partition, app_id, each) for each in (before, after)]
     for record in records:
         if record.note is not None:
-            raise click.ClickException(output.escaped(record.note))
+            raise click.ClickException(escaped(record.note))
     changes = inspecting.diff(records[0].state, records[1].state)
     if as_json:
         for change in changes:
@@ -55,7 +56,7 @@ def diff(
         console = output.console()
         for change in changes:
             sign, style = SIGNS[change.kind]
-            line = Text(f"{sign} {output.escaped(change.path)}", style=style)
+            line = Text(f"{sign} {escaped(change.path)}", style=style)
             values = [change.before, change.after]
             shown = values[:1] if change.kind == "removed" else values[1:] if change.kind == "added" else values
             line.append(f": {' -> '.join(_shown(value, full) for value in shown)}", style="default")
@@ -67,7 +68,7 @@ def diff(
 
 
 def _shown(value: Any, full: bool) -> str:
-    text = output.escaped(json.dumps(value, ensure_ascii=False))
+    text = escaped(json.dumps(value, ensure_ascii=False))
     if full or len(text) <= LONGEST:
         return text
     return f"{text[:LONGEST]}... ({len(text):,} characters)"

@@ -17,6 +17,7 @@ from kvpersist import keys, telemetry
 from kvpersist.backends import Backend
 from kvpersist.errors import KvpersistError, StoreError, StoreUnavailableError
 from kvpersist.history import History
+from kvpersist.inspection import escaped
 from kvpersist.serde import Serde
 from kvpersist.steps import Step, run
 from kvpersist.urls import redacted
@@ -212,7 +213,7 @@ def _print(store: options.Location, findings: list[Finding]) -> None:
     table = output.table("can I", "", "ms", "requests", numbers=("ms", "requests"))
     for each in findings:
         table.add_row(
-            output.escaped(each.what),
+            escaped(each.what),
             Text("yes", style="green") if each.ok else Text("NO", style="bold red"),
             f"{each.seconds * 1000:,.1f}",
             "" if each.requests is None else str(each.requests),
@@ -220,6 +221,6 @@ def _print(store: options.Location, findings: list[Finding]) -> None:
     console.print(table)
     for each in findings:
         if each.problem is not None:
-            console.print(Text(f"{each.what}: {output.escaped(each.problem)}", style="red"), soft_wrap=True)
+            console.print(Text(f"{each.what}: {escaped(each.problem)}", style="red"), soft_wrap=True)
     if all(each.ok for each in findings):
         console.print(Text("all is well", style="green"))

@@ -14,7 +14,7 @@ import click
 
 from kvpersist.errors import MissingExtraError
 from kvpersist.history import ALL, All
-from kvpersist.inspection import Inspection
+from kvpersist.inspection import Inspection, escaped
 from kvpersist.steps import run
 
 from . import options, output
@@ -63,7 +63,7 @@ def export(
                 bar.update(task, completed=rows)
                 if problem is not None:
                     without += 1
-                    click.echo(f"no state: {output.escaped(problem)}", err=True)
+                    click.echo(f"no state: {escaped(problem)}", err=True)
     click.echo(f"{rows:,} records", err=True)
     if without or not rows:
         raise SystemExit(1)

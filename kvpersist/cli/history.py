@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from kvpersist.inspection import Listed
+from kvpersist.inspection import Listed, escaped
 from kvpersist.steps import run
 
 from . import options, output
@@ -57,8 +57,8 @@ def history(
 
 def absent(partition: str | None, app_id: str) -> str:
     """What to say of an app that has no record."""
-    where = "without a partition key" if partition is None else f"in the partition {output.escaped(partition)!r}"
-    return f"no record of the app {output.escaped(app_id)!r} {where}; see kvpersist apps, and --partition"
+    where = "without a partition key" if partition is None else f"in the partition {escaped(partition)!r}"
+    return f"no record of the app {escaped(app_id)!r} {where}; see kvpersist apps, and --partition"
 
 
 def add(table: Table, listed: Listed) -> None:
@@ -70,7 +70,7 @@ def add(table: Table, listed: Listed) -> None:
         output.shown_status(header.status) if header else Text("cannot be read", style="red"),
         output.shown_time(header.created_at) if header else "",
         output.shown_size(listed.size),
-        output.escaped(header.serializer) if header else "",
+        escaped(header.serializer) if header else "",
         Text("set aside", style="dim") if listed.set_aside else "",
     )
 

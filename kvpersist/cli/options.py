@@ -74,12 +74,12 @@ class Location:
         finally:
             run(backend.close())
 
-    def backend(self) -> Backend:
+    def backend(self, *, asynchronous: bool = False) -> Backend:
         """The store itself, not connected yet."""
         base, query = split_query(self.url)
         for not_of_the_backend in ("namespace", "on_conflict"):  # a persister's URL may be given as it is
             query.pop(not_of_the_backend, None)
-        return open_backend(base, asynchronous=False, options=self.options, query=query)
+        return open_backend(base, asynchronous=asynchronous, options=self.options, query=query)
 
 
 def store(*, argument: bool = False) -> Callable[[F], F]:

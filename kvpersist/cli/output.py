@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from kvpersist.inspection import escaped
 from kvpersist.records import Header
 
 
@@ -46,11 +47,6 @@ def print_json(value: Any) -> None:
 
 def _speaks_unicode() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-
-
-def escaped(text: str) -> str:
-    """Text with what is not printable written as in a JSON string."""
-    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
 
 
 def shown_id(text: str | None) -> Text:

@@ -8,6 +8,7 @@ import re
 import click
 
 from kvpersist.history import ALL, All
+from kvpersist.inspection import escaped
 from kvpersist.steps import run
 from kvpersist.urls import redacted
 
@@ -62,7 +63,7 @@ def prune(
         raise click.UsageError("--app needs --partition or --no-partition")
     where = "all partitions" if partition is ALL else "this partition"
     if app_id is not None:
-        where = f"the app {output.escaped(app_id)!r}"
+        where = f"the app {escaped(app_id)!r}"
     options.confirm(f"Remove old records of {where} from {redacted(store.url)}?", yes)
     with store.history() as history, output.progress("apps") as bar:
         task = bar.add_task("apps", total=None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from kvpersist.inspection import escaped
 from kvpersist.steps import run
 from kvpersist.urls import redacted
 
-from . import options, output
+from . import options
 
 
 @click.command()
@@ -22,8 +23,7 @@ def rewind(store: options.Location, partition: str | None, app_id: str, sequence
     What is set aside is kept, and listed by history --all.
     """
     options.confirm(
-        f"Set aside all that is newer than step {sequence_id} of the app {output.escaped(app_id)!r} "
-        f"in {redacted(store.url)}?",
+        f"Set aside all that is newer than step {sequence_id} of the app {escaped(app_id)!r} in {redacted(store.url)}?",
         yes,
     )
     with store.history() as history:

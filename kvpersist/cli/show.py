@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from rich.text import Text
 
-from kvpersist.inspection import Inspection, Shown
+from kvpersist.inspection import Inspection, Shown, escaped
 from kvpersist.steps import run
 
 from . import options, output
@@ -50,14 +50,14 @@ def show(
             ("position", output.shown_id(header.position)),
             ("status", output.shown_status(header.status)),
             ("time (UTC)", Text(output.shown_time(header.created_at))),
-            ("stored", Text(f"{output.shown_size(shown.size)}, {output.escaped(header.serializer)}")),
+            ("stored", Text(f"{output.shown_size(shown.size)}, {escaped(header.serializer)}")),
         ):
             table.add_row(Text(name, style="bold"), value)
         console.print(table)
         if shown.note is None:
             console.print(output.tree(shown.state), soft_wrap=True)
         else:
-            console.print(Text(output.escaped(shown.note), style="yellow"), soft_wrap=True)
+            console.print(Text(escaped(shown.note), style="yellow"), soft_wrap=True)
     if shown.note is not None:
         raise SystemExit(1)
 
@@ -73,6 +73,6 @@ def found(
     shown = run(inspection.record(partition, app_id, sequence_id, position))
     if shown is None:
         at = "" if sequence_id is None else f" at the sequence id {sequence_id}"
-        at += "" if position is None else f" and the position {output.escaped(position)!r}"
+        at += "" if position is None else f" and the position {escaped(position)!r}"
         raise click.ClickException(absent(partition, app_id).replace(" of the app", f"{at} of the app", 1))
     return shown

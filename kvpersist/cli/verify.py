@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kvpersist.history import ALL, All
+from kvpersist.inspection import escaped
 from kvpersist.steps import run
 
 from . import options, output
@@ -47,7 +48,7 @@ def verify(store: options.Location, partition: str | All | None, *, app_id: str 
             ("part that nothing needs", dict.fromkeys(sorted(report.unreachable_parts), "")),
         ):
             for key, why in found.items():
-                click.echo(f"{what}: {output.escaped(key)}{why and ': '}{output.escaped(why)}")
+                click.echo(f"{what}: {escaped(key)}{why and ': '}{escaped(why)}")
         click.echo("all records can be read" if report.ok else "not all records can be read")
     if not report.ok:
         raise SystemExit(1)
