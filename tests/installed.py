@@ -9,8 +9,10 @@ import asyncio
 import importlib
 import io
 import logging
+import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from importlib.metadata import entry_points, version
@@ -120,6 +122,23 @@ def of_parquet() -> None:
     assert file.read_bytes().startswith(b"PAR1")
 
 
+def of_ui() -> None:
+    """The pages are served, with their templates."""
+    arguments = [sys.executable, "-I", "-m", "kvpersist.cli", "ui", f"file://{FOLDER.name}/states"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        _, at, address = server.stdout.readline().strip().partition(" at ")
+        if not at:
+            raise MissingExtraError(server.communicate()[1])
+        try:
+            browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+            with browser.open(address, timeout=30) as page:
+                assert b"user-1" in page.read()
+        finally:
+            server.terminate()
+            server.communicate()
+
+
 def of_fsspec() -> None:
     with Store.from_url("fsspec+memory://here") as store:
         store.put("a", b"1")
@@ -157,14 +176,15 @@ EXTRAS: dict[str, Callable[[], Any]] = {
     "mongodb": lambda: both_faces("mongodb://localhost/db"),
     "cli": of_cli,
     "parquet": of_parquet,
+    "ui": of_ui,
     "otel": of_otel,
     "testing": of_testing,
 }
 """What each extra must make possible; "all" is all of those that run in production."""
 
-OF_ALL = EXTRAS.keys() - {"pandas", "parquet", "testing"}
+OF_ALL = EXTRAS.keys() - {"pandas", "testing"}
 IN_THE_CORE = {"zstd"}
-ON_TOP = {"parquet": "cli"}  # what is not there at all without another extra
+ON_TOP = {"parquet": "cli", "ui": "cli"}  # what is not there at all without another extra
 
 
 def what_is_missing(function: Callable[[], Any]) -> str:
@@ -188,7 +208,8 @@ def main(extra: str) -> None:
     for name in OF_ALL if extra == "all" else IN_THE_CORE | {extra} - {""}:
         EXTRAS[name]()
     if extra == "cli":
-        assert "kvpersist[parquet]" in what_is_missing(of_parquet)
+        for name in ON_TOP:
+            assert f"kvpersist[{name}]" in what_is_missing(EXTRAS[name])
     if not extra:
         for name in EXTRAS.keys() - IN_THE_CORE:
             said = what_is_missing(EXTRAS[name])
