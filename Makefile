@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test lint types coverage wheels dist demo bench soak clean
+.PHONY: test lint types coverage wheels dist docs demo bench soak clean
 
 test: lint types
 	$(BIN)/python -m pytest -n auto
@@ -34,6 +34,10 @@ dist: .venv/ready
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
+# The site, into .site; any warning fails it.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 demo: .venv/ready
 	$(BIN)/python examples/demo.py
 
@@ -53,4 +57,4 @@ soak: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+	rm -rf .venv .site .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .persisters import AsyncPersister, Persister
     from .records import Header
     from .store import AsyncStore, Store
+    from .telemetry import Telemetry
     from .tracking import LocalTrackingClient
 
 # Where each public name lives.  They are loaded when first used, so that importing the package is cheap.
@@ -74,6 +75,7 @@ _HOMES = {
     "Persister": "persisters",
     "Report": "history",
     "Store": "store",
+    "Telemetry": "telemetry",
     "LocalTrackingClient": "tracking",
     **dict.fromkeys(["CopyReport", "NotCarried", "acopy", "copy"], "copying"),
     **dict.fromkeys(
@@ -173,6 +175,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreUnavailableError",
+    "Telemetry",
     "UnsafeSerializerError",
     "UntrustedRecordError",
     "acopy",

@@ -9,7 +9,7 @@ import datetime as dt
 import enum
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
@@ -21,6 +21,7 @@ from .keys import RecordId
 from .records import Header, Status
 from .serde import Sealed, Serde
 from .steps import Step, gather
+from .telemetry import Telemetry, observed, operation
 from .urls import redacted
 
 OnConflict = Literal["error", "overwrite", "rewind"]
@@ -125,6 +126,7 @@ class History:
 
     # Writing
 
+    @operation("save")
     def save(
         self,
         partition_key: str | None,
@@ -193,6 +195,7 @@ class History:
         if rewinds:
             self._newest[app] = sequence_id
 
+    @operation("rewind")
     def rewind(self, partition_key: str | None, app_id: str, sequence_id: int) -> Step[int]:
         """Set aside all records newer than a sequence id; returns how many."""
         app = keys.app_prefix(self.namespace, partition_key, app_id)
@@ -204,6 +207,45 @@ class History:
             )
         self._newest.pop(app, None)
         return (yield from self._set_aside(app, sequence_id + 1, _set_aside_folder(app)))
+
+    def observe(self, telemetry: bool | Telemetry) -> None:
+        """Report what is done from now on; see `Persister.observe`."""
+        self.backend = observed(self.backend, telemetry)
+        self.parts = Parts(self.backend, self.namespace, self.parts.cache)
+
+    @operation("fork")
+    def fork(self, partition_key: str | None, app_id: str, sequence_id: int, new_app_id: str) -> Step[None]:
+        """Begin a new app of the partition with the record that another has at a sequence id.
+
+        The state is not built: its bytes go over as they are, whatever their serializer.
+
+        Raises:
+            InvalidIdError: there is no such record.
+            ConflictError: the new app has records already; nothing was changed.
+        """
+        app = keys.app_prefix(self.namespace, partition_key, app_id)
+        new_app = keys.app_prefix(self.namespace, partition_key, new_app_id)
+        found = yield from self._with_sequence_id(app, keys.sequence_name(sequence_id))
+        if found is None:
+            raise InvalidIdError(
+                f"partition {partition_key!r}, app {app_id!r} has no record with the sequence id {sequence_id} to fork"
+            )
+        base = yield from self._base_of(app, found.key, found.header, found.fetched)
+        header = found.header
+        value = self.serde.encode(
+            self.namespace,
+            header.id._replace(app_id=new_app_id),
+            header.status,
+            dt.datetime.now(dt.timezone.utc).isoformat(timespec="microseconds"),
+            self.serde.opened(header, found.sealed, base),
+            like=header,
+        )
+        taken = (yield from self.backend.scan(new_app, limit=1)).entries
+        if taken or not (yield from self.backend.put(new_app + found.key[len(app) :], value, "create")):
+            raise ConflictError(
+                f"partition {partition_key!r}, app {new_app_id!r} has records already; nothing was changed. Fork to an "
+                "app id that is not taken"
+            )
 
     def share_memory(self, other: History) -> None:
         """Know of newest records and parts what another history of the same store knows, and the other way round."""
@@ -261,6 +303,7 @@ class History:
 
     # Reading
 
+    @operation("load")
     def load(
         self,
         partition_key: str | None,
@@ -386,15 +429,18 @@ class History:
             return None
         return (yield from self.load(*keys.ids_of(last[1]), include_failed=include_failed))
 
+    @operation("list_partitions")
     def list_partitions(self) -> Step[list[str | None]]:
         """The partition keys that have apps, in key order."""
         return (yield from self._children(f"{keys.encode(self.namespace)}/"))
 
+    @operation("list_app_ids")
     def list_app_ids(self, partition_key: str | None) -> Step[list[str]]:
         """The app ids of a partition, in key order."""
         found = yield from self._children(keys.partition_prefix(self.namespace, partition_key))
         return [app_id for app_id in found if app_id is not None]
 
+    @operation("history")
     def headers(
         self,
         partition_key: str | None,
@@ -457,6 +503,7 @@ class History:
 
     # Removing
 
+    @operation("delete_app")
     def delete_app(self, partition_key: str | None, app_id: str) -> Step[int]:
         """Remove an app whole; returns how many records there were."""
         app = keys.app_prefix(self.namespace, partition_key, app_id)
@@ -478,6 +525,7 @@ class History:
             yield from self.backend.delete(parts)
         return deleted
 
+    @operation("prune")
     def prune(
         self,
         partition_key: str | All | None = ALL,
@@ -487,16 +535,23 @@ class History:
         older_than: dt.timedelta | dt.datetime | None = None,
         include_set_aside: bool = False,
         grace: dt.timedelta = GRACE,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Step[int]:
-        """Remove old records; see `Persister.prune`."""
+        """Remove old records; see `Persister.prune`.
+
+        Args:
+            progress: called after each app with how many were pruned, and how many there are.
+        """
         keep, cutoff = _checked_prune(keep_last, older_than)
         _check_grace(grace)
         pruned = 0
-        for app in (yield from self._apps(partition_key, app_id)):
+        apps = yield from self._apps(partition_key, app_id)
+        for done, app in enumerate(apps, 1):
             removed, has_parts = yield from self._prune_app(app, keep, cutoff, include_set_aside)
             pruned += removed
             if has_parts:
                 yield from self._sweep_app(app, grace)
+            progress(done, len(apps))
         return pruned
 
     def _apps(self, partition_key: str | All | None, app_id: str | All) -> Step[list[str]]:
@@ -544,6 +599,7 @@ class History:
             if after is None or (beyond_records(app, after) and not include_set_aside):
                 return pruned, has_parts
 
+    @operation("sweep")
     def sweep(
         self, partition_key: str | All | None = ALL, app_id: str | All = ALL, *, grace: dt.timedelta = GRACE
     ) -> Step[int]:
@@ -567,14 +623,29 @@ class History:
                     reached.update(self._decoded(value, key, record)[0].bases)
         return (yield from self.parts.collect(app, reached, started, grace))
 
-    def verify(self, partition_key: str | All | None = ALL, app_id: str | All = ALL) -> Step[Report]:
-        """Read every record and part; see `Persister.verify`."""
+    @operation("verify")
+    def verify(
+        self,
+        partition_key: str | All | None = ALL,
+        app_id: str | All = ALL,
+        *,
+        build: bool = True,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Step[Report]:
+        """Read every record and part; see `Persister.verify`.
+
+        Args:
+            build: make the states, as a load does; without, the bytes are checked, decrypted and unpacked alone.
+            progress: called after each app with how many were read, and how many there are.
+        """
         report = Report()
-        for app in (yield from self._apps(partition_key, app_id)):
-            yield from self._verify_app(app, report)
+        apps = yield from self._apps(partition_key, app_id)
+        for done, app in enumerate(apps, 1):
+            yield from self._verify_app(app, report, self.serde.loads if build else self.serde.opened)
+            progress(done, len(apps))
         return report
 
-    def _verify_app(self, app: str, report: Report) -> Step[None]:
+    def _verify_app(self, app: str, report: Report, read: Callable[[Header, Sealed, bytes | None], Any]) -> Step[None]:
         parts = Parts(self.backend, self.namespace, Cache())  # which rebuilds each part once
         names = yield from parts.names(app)
         report.parts += len(names)
@@ -591,7 +662,7 @@ class History:
                     header, sealed = self._decoded(value, key, record)
                     unreachable.difference_update(header.bases)
                     base = yield from parts.base_of(self.serde, app, key, header, {})
-                    self.serde.loads(header, sealed, base)
+                    read(header, sealed, base)
                 except CorruptPartError as error:
                     if error.missing and (yield from self.backend.get(key)) != value:
                         continue  # deleted meanwhile, and its parts with it

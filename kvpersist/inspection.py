@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import heapq
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
@@ -345,6 +346,14 @@ class Inspection:
             after = page.after
             if after is None:
                 return stats
+
+
+def escaped(text: str) -> str:
+    """Text with what is not printable, and what turns the direction of writing, as in a JSON string.
+
+    What comes from a store may hold what a terminal obeys, or make a page show something else than there is.
+    """
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
 
 
 class Change(NamedTuple):

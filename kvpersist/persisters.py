@@ -23,9 +23,13 @@ from .history import ALL, All, History, OnConflict, Record, Report
 from .records import Header, Status
 from .serde import Serde
 from .steps import arun, run
+from .telemetry import Telemetry, observed
 from .urls import backend_of_client, open_backend, redacted, split_query
 
 Self = TypeVar("Self", bound="_Face")
+
+_OPTIONS = ("namespace", "serde_kwargs", "on_conflict", "compact_history", "telemetry")
+"""What could have been meant by an option that a backend does not know."""
 
 
 class _Face(BaseCopyable):
@@ -63,6 +67,7 @@ class _Face(BaseCopyable):
         serde_kwargs: Mapping[str, Any] | None = None,
         on_conflict: OnConflict | None = None,
         compact_history: bool = True,
+        telemetry: bool | Telemetry = False,
         **options: Any,
     ) -> Self:
         """A persister on the store that a URL names.
@@ -80,6 +85,8 @@ class _Face(BaseCopyable):
             compact_history: whether large states (from 4 KiB on, as bytes) are stored as what changed since
                 an earlier step, so that a history grows with what is new in it.  False stores each whole.
                 What is read may be of both kinds.
+            telemetry: True reports each operation to OpenTelemetry and to the logger ``kvpersist``, a
+                `Telemetry` as it says; see `observe`.
             options: the backend's own.
 
         Raises:
@@ -97,9 +104,10 @@ class _Face(BaseCopyable):
             asynchronous=cls._asynchronous,
             options=options,
             query=query,
-            known=("namespace", "serde_kwargs", "on_conflict", "compact_history"),
+            known=_OPTIONS,
         )
-        return _made(cls, backend, {"serde_kwargs": serde_kwargs, "compact_history": compact_history, **settings})
+        settings |= {"serde_kwargs": serde_kwargs, "compact_history": compact_history}
+        return _made(cls, observed(backend, telemetry), settings)
 
     @classmethod
     def from_client(
@@ -110,6 +118,7 @@ class _Face(BaseCopyable):
         serde_kwargs: Mapping[str, Any] | None = None,
         on_conflict: OnConflict = "error",
         compact_history: bool = True,
+        telemetry: bool | Telemetry = False,
         **options: Any,
     ) -> Self:
         """A persister on a client that you made with the store's driver: redis-py, psycopg or pymongo.
@@ -128,10 +137,10 @@ class _Face(BaseCopyable):
             client,
             asynchronous=cls._asynchronous,
             options=options,
-            known=("namespace", "serde_kwargs", "on_conflict", "compact_history"),
+            known=_OPTIONS,
         )
         settings = {"namespace": namespace, "on_conflict": on_conflict, "compact_history": compact_history}
-        return _made(cls, backend, {"serde_kwargs": serde_kwargs, **settings})
+        return _made(cls, observed(backend, telemetry), {"serde_kwargs": serde_kwargs, **settings})
 
     def copy(self: Self) -> Self:
         """A persister for another thread or a sub-application, on the same connection.
@@ -143,6 +152,20 @@ class _Face(BaseCopyable):
         twin._is_copy = True
         twin._history.share_memory(self._history)
         return twin
+
+    def observe(self: Self, telemetry: bool | Telemetry = True) -> Self:
+        """Report each operation to OpenTelemetry and to the logger ``kvpersist`` from now on; returns itself.
+
+        So are those of later copies.  What a class of Burr's name reads of Burr's own tables is not reported.
+
+        Args:
+            telemetry: a `Telemetry` for other providers than the process's, or to tell ids; False ends it.
+
+        Raises:
+            OptionError: for what is no such thing.
+        """
+        self._open_history.observe(telemetry)
+        return self
 
     def set_serde_kwargs(self, serde_kwargs: Mapping[str, Any] | None) -> None:
         """Choose how records are written from now on.  What was written before stays readable."""

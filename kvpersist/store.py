@@ -9,6 +9,7 @@ from . import keys
 from .backends import PAGE, Backend, Mode, Page
 from .errors import ClosedError, OptionError
 from .steps import Step, arun, run
+from .telemetry import Telemetry, observed
 from .urls import backend_of_client, open_backend, redacted
 
 Self = TypeVar("Self", bound="_StoreFace")
@@ -33,14 +34,16 @@ class _StoreFace:
         return self._backend
 
     @classmethod
-    def from_url(cls: type[Self], url: str, **options: Any) -> Self:
-        """The store that a URL names, with its backend's options."""
-        return cls(open_backend(url, asynchronous=cls._asynchronous, options=options))
+    def from_url(cls: type[Self], url: str, *, telemetry: bool | Telemetry = False, **options: Any) -> Self:
+        """The store that a URL names, with its backend's options; for `telemetry` see `Persister.from_url`."""
+        backend = open_backend(url, asynchronous=cls._asynchronous, options=options, known=("telemetry",))
+        return cls(observed(backend, telemetry))
 
     @classmethod
-    def from_client(cls: type[Self], client: Any, **options: Any) -> Self:
+    def from_client(cls: type[Self], client: Any, *, telemetry: bool | Telemetry = False, **options: Any) -> Self:
         """The store behind a driver's client, which stays the caller's; see `Persister.from_client`."""
-        return cls(backend_of_client(client, asynchronous=cls._asynchronous, options=options))
+        backend = backend_of_client(client, asynchronous=cls._asynchronous, options=options, known=("telemetry",))
+        return cls(observed(backend, telemetry))
 
     def _get(self, key: str) -> Step[bytes | None]:
         keys.check(key)

@@ -27,10 +27,8 @@ except ImportError as error:
 class LocalTrackingClient(_LocalTrackingClient):
     """Tracks to a folder a project, and loads from it.
 
-    Args:
-        project: the project's name.
-        storage_dir: where the folders of the projects are.
-        serde_kwargs: given to the functions that are registered with Burr's serde.
+    It takes Burr's arguments: `project` is the project's name, `storage_dir` where the folders of the projects are, and
+    `serde_kwargs` is given to the functions that are registered with Burr's serde.
     """
 
     def copy(self) -> LocalTrackingClient:

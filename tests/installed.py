@@ -16,11 +16,12 @@ from contextlib import redirect_stdout
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 from burr.core import ApplicationBuilder, State, action
 
 import kvpersist
-from kvpersist import AsyncPersister, AsyncStore, MissingExtraError, Persister, Store
+from kvpersist import AsyncPersister, AsyncStore, MissingExtraError, Persister, Store, Telemetry
 
 FOLDER = tempfile.TemporaryDirectory()
 KEY = bytes(range(32))
@@ -112,6 +113,14 @@ def of_cloudpickle() -> None:
     assert round_trip(lambda n: n + 1, serializer="cloudpickle")(1) == 2
 
 
+def of_otel() -> None:
+    provider = MagicMock()
+    with Persister.from_url("memory://", telemetry=Telemetry(tracer_provider=provider)) as persister:
+        persister.save("p", "a", 1, "ask", State({"n": 1}), "completed")
+    names = [call.args[0] for call in provider.get_tracer().start_span.call_args_list]
+    assert names[:2] == ["kvpersist save", "create"], names
+
+
 def of_testing() -> None:
     importlib.import_module("kvpersist.testing")
 
@@ -130,6 +139,7 @@ EXTRAS: dict[str, Callable[[], Any]] = {
     "postgresql": lambda: both_faces("postgresql://localhost/db"),
     "mongodb": lambda: both_faces("mongodb://localhost/db"),
     "cli": of_cli,
+    "otel": of_otel,
     "testing": of_testing,
 }
 """What each extra must make possible; "all" is all of those that run in production."""

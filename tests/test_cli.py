@@ -25,7 +25,7 @@ def test_verify(tmp_path: Path) -> None:
     whole = kvpersist("verify", url)
     assert whole.returncode == 0, whole.stderr
     assert "20 records, 3 parts" in whole.stdout
-    assert "all records can be loaded" in whole.stdout
+    assert "all records can be read" in whole.stdout
     with Store.from_url(url) as store:
         parts = [key for key, _ in store.scan("kvpersist/p/a/").entries if "!parts" in key]
         record = next(key for key, _ in store.scan("kvpersist/p/a/").entries if key.endswith(".19.step"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
@@ -10,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -770,16 +771,20 @@ def test_collecting_races_writers(states: list[dict[str, Any]], short_grace: dt.
     for url in ("memory://collecting", f"sqlite://{tmp_path}/collecting.db?durable=no"):
         stop = time.monotonic() + 2.5
         done = threading.Event()
+        opened = contextlib.ExitStack()
 
-        def write(writer: int, url: str = url, stop: float = stop) -> int:
+        def new(url: str = url, opened: contextlib.ExitStack = opened) -> Persister:
+            return opened.enter_context(Persister.from_url(url))
+
+        def write(writer: int, stop: float = stop, new: Callable[[], Persister] = new) -> None:
             """Two writers have an app each, two share one: of the one that lags behind all is pruned at once."""
             rnd = words(writer)
-            persister, reader = Persister.from_url(url), Persister.from_url(url)
+            persister, reader = new(), new()
             app, number = f"app{min(writer, 2)}", 10_000 * (writer == 3)
             saves = 0
-            while time.monotonic() < stop:
+            while time.monotonic() < stop or saves < 10:
                 if rnd.random() < 0.1:
-                    persister = Persister.from_url(url)
+                    persister = new()
                     persister.load("p", app)
                 number += 1
                 saves += 1
@@ -789,30 +794,31 @@ def test_collecting_races_writers(states: list[dict[str, Any]], short_grace: dt.
                 assert loaded is None or loaded["state"].get_all() == state
                 if rnd.random() < 0.1:
                     time.sleep(rnd.random() * 2 * short_grace.total_seconds())
-            return saves
 
-        def collect(url: str = url, done: threading.Event = done) -> int:
-            persister = Persister.from_url(url)
+        def collect(done: threading.Event = done, new: Callable[[], Persister] = new) -> int:
+            persister = new()
             removed = 0
             while not done.is_set():
                 persister.prune(keep_last=1, grace=short_grace)
                 removed += persister.sweep(grace=short_grace)
             return removed
 
-        with ThreadPoolExecutor(6) as pool:
-            collectors = [pool.submit(collect) for _ in range(2)]
-            writers = [pool.submit(write, writer) for writer in range(4)]
-            try:
-                assert min(each.result() for each in writers) > 10
-            finally:
-                done.set()
-            assert sum(each.result() for each in collectors) > 0
-        persister = Persister.from_url(url)
-        report = persister.verify()
-        assert report.ok, report
-        for app in persister.list_app_ids("p"):
-            loaded = persister.load("p", app)
-            assert loaded["state"].get_all() == states[30 + loaded["sequence_id"] % 1000]
+        with opened:
+            with ThreadPoolExecutor(6) as pool:
+                collectors = [pool.submit(collect) for _ in range(2)]
+                writers = [pool.submit(write, writer) for writer in range(4)]
+                try:
+                    for each in writers:
+                        each.result()
+                finally:
+                    done.set()
+                assert sum(each.result() for each in collectors) > 0
+            persister = new()
+            report = persister.verify()
+            assert report.ok, report
+            for app in persister.list_app_ids("p"):
+                loaded = persister.load("p", app)
+                assert loaded["state"].get_all() == states[30 + loaded["sequence_id"] % 1000]
 
 
 def test_what_is_remembered_too_long_is_read_anew(

@@ -32,8 +32,10 @@ from test_dropin import EXAMPLE, SYNC, VALUES_OF, MakeBurrs, burr_made, no_table
 import kvpersist
 from kvpersist import ALL, DeserializationError, OptionError, Persister, Store, copy
 from kvpersist.backends.memory import MemoryBackend
+from kvpersist.burr_layouts import open_layout
 from kvpersist.cli import main
 from kvpersist.steps import Step
+from kvpersist.steps import run as run_body
 
 __all__ = ["burr_made", "no_table_is_left", "object_servers"]
 
@@ -357,6 +359,20 @@ def test_what_burrs_persisters_have_written_loads_equal(
     assert rows_of_burr(name, values) == before
 
 
+def test_how_many_steps_burrs_persisters_have_written(burr_made: MakeBurrs, store: tuple[str, dict[str, Any]]) -> None:
+    name, values = store
+    burrs = burr_made(name, values)
+    burrs.initialize()
+    for number in range(12):
+        burrs.save("p", f"app{number % 5}", number, "step", State({}), "completed")
+    layout = open_layout(layout_url(name, values), asynchronous=False, options={})
+    assert run_body(layout.count()) == 12
+    assert values.get("table_name", values.get("namespace", values.get("collection_name"))) in repr(layout)
+    assert values.get("password", "not in it") not in repr(layout)
+    assert layout.backend is not None
+    run_body(layout.backend.close())
+
+
 def test_burr_redis_without_a_namespace_and_with_strangers(burr_made: MakeBurrs, tmp_path: Path) -> None:
     partition = servers.unique()
     values = VALUES_OF["RedisBasePersister"](tmp_path) | {"namespace": None}
@@ -413,6 +429,9 @@ def test_tracking_folders(tmp_path: Path) -> None:
         lines.write('{"type":"end_entry","sequence_id":3,"act')  # the process was killed
     digest = hashlib.sha256(log.read_bytes()).digest()
     source, target = f"burr+tracking://{tmp_path}/burr/project", f"sqlite://{tmp_path}/to.db"
+    layout = open_layout(source, asynchronous=False, options={})
+    assert run_body(layout.count()) == 7  # what a line that is cut was to be is not known before it is read
+    assert repr(layout) == f"the tracking folder {tmp_path}/burr/project"
     report = copy(source, target)
     assert (report.carried, report.failed) == (6, 1)
     assert "line 11" in report.not_carried[0].what

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import pickle
 import sqlite3
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,13 @@ from burr.core import ApplicationBuilder, State, action, default
 from burr.core import persistence as burr_persistence
 from burr.integrations.persisters import b_aiosqlite, b_asyncpg, b_psycopg2, b_pymongo, b_redis
 from burr.tracking import LocalTrackingClient as BurrTrackingClient
+from object_servers import ObjectServer, object_servers
 
 import kvpersist
 from kvpersist import ClosedError, ConflictError, OptionError, StoreError
 from kvpersist.testing import Face
+
+__all__ = ["object_servers"]
 
 # Signatures
 
@@ -265,6 +269,54 @@ def test_made_from_values_from_config_by_copying_and_by_pickling(face: Face, nam
     persister.cleanup()
     with pytest.raises(ClosedError):
         persister.load("p", "app")
+
+
+@pytest.mark.parametrize(("name", "server_name"), [("S3Persister", "moto"), ("GCSPersister", "gcs")])
+def test_a_bucket_by_name(
+    face: Face, name: str, server_name: str, object_servers: Callable[[str], ObjectServer]
+) -> None:
+    server = object_servers(server_name)
+    bucket = f"new-{uuid.uuid4().hex[:12]}"
+    values = {"bucket": bucket, "prefix": "some/folder", "storage_options": server.storage_options}
+    values["create_bucket"] = True
+    made = class_of(face, name).from_values(**values)
+    persister = face.adopt(made)
+    persister.initialize()
+    persister.save("p", "app", 0, "step", State({"n": 1}), "completed")
+    with pytest.raises(ConflictError):
+        persister.save("p", "app", 0, "step", State({"n": 2}), "completed")
+    scheme = server.base.partition("://")[0]
+    with kvpersist.Persister.from_url(
+        f"{scheme}://{bucket}/some/folder", storage_options=server.storage_options
+    ) as other:
+        assert other.load("p", "app")["state"]["n"] == 1
+    for each in (pickle.loads(pickle.dumps(made)), class_of(face, name).from_config(values)):  # the bucket is there
+        again = face.adopt(each)
+        again.initialize()
+        assert again.load("p", "app")["state"]["n"] == 1
+
+
+def test_a_filesystem_by_name(face: Face, tmp_path: Path) -> None:
+    kind, url = class_of(face, "FsspecPersister"), f"fsspec+file://{tmp_path}/states"
+    persister = face.adopt(kind(url, {"serializer": "msgpack"}, storage_options={}, on_conflict="overwrite"))
+    assert persister.serde_kwargs == {"serializer": "msgpack"}
+    for n in (1, 2):
+        persister.save("p", "app", 0, "step", State({"n": n}), "completed")
+    assert persister.load("p", "app")["state"]["n"] == 2
+    with pytest.raises(OptionError, match="cannot create a record only where there is none"):
+        kind(url)
+
+
+def test_a_store_in_memory_by_sqlites_name() -> None:
+    with kvpersist.SQLitePersister(":memory:") as persister:
+        persister.save("p", "app", 0, "step", State({"n": 1}), "completed")
+        assert persister.load("p", "app")["state"]["n"] == 1
+
+
+def test_mongodb_by_its_address(face: Face, tmp_path: Path) -> None:
+    persister = face.adopt(class_of(face, "MongoDBPersister")(**mongodb_values()))
+    persister.save("p", "app", 0, "step", State({"n": 1}), "completed")
+    assert persister.load("p", "app")["state"]["n"] == 1
 
 
 @pytest.mark.parametrize("name", ["SQLitePersister", "PostgreSQLPersister"])

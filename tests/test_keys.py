@@ -115,6 +115,16 @@ def test_the_whole_key() -> None:
     assert keys.record_key("kvpersist", record) == "kvpersist/user=40example=2ecom/chat-1/9223372036854775801.6.answer"
 
 
+@pytest.mark.parametrize("segment", ["=ff", "a=2fb=c3", "9=41", "=none=", "a.b"])
+def test_a_segment_that_no_id_has_is_no_records(segment: str) -> None:
+    name = keys.record_name(6, "answer")
+    with pytest.raises(InvalidKeyError, match="is not a key segment"):
+        keys.decode(segment)
+    assert keys.parse(f"{segment}/p/a/{name}") is None
+    assert keys.parse(f"n/{segment}/a/{name}") is None
+    assert keys.parse_name(f"{keys.sequence_name(6)}{segment}") is None
+
+
 def test_lone_surrogates_are_refused() -> None:
     with pytest.raises(InvalidIdError, match="lone surrogate"):
         keys.encode("a\ud800")

@@ -208,7 +208,9 @@ class Before:
 class After:
     """The same classes, with a field more."""
 
-    Data = dataclasses.make_dataclass("Data", [("a", int), ("b", list, dataclasses.field(default_factory=list))])
+    Data = dataclasses.make_dataclass(
+        "Data", [("a", int), ("b", list, dataclasses.field(default_factory=list)), ("c", int, 3)]
+    )
     Attrs = attrs.make_class("Attrs", {"a": attrs.field(), "b": attrs.field(factory=list)})
     Model = pydantic.create_model("Model", a=(int, ...), b=(list, pydantic.Field(default_factory=list)))
 
@@ -740,3 +742,61 @@ def test_a_missing_pyarrow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_value_that_cannot_be_held_says_which_serializers_could() -> None:
     with pytest.raises(SerializationError, match=r"state\['a'\] is a builtins:range, .* pickle and cloudpickle"):
         stored({"a": range(3)})
+
+
+def test_a_pickle_of_something_else_is_an_error() -> None:
+    for serializer in (PickleSerializer(), CloudpickleSerializer()):
+        with pytest.raises(DeserializationError, match="not the pickle of a dict"):
+            serializer.loads(pickle.dumps([1]))
+    assert CloudpickleSerializer().holds_code(b"no pickle") is False
+
+
+def test_a_state_that_holds_itself_may_be_saved_again_with_pickle() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    with Persister.from_url("memory://", serde_kwargs={"serializer": "pickle"}) as persister:
+        for _ in range(2):
+            persister.save("p", "a", 1, "ask", {"loop": loop}, "completed")
+        with pytest.raises(ConflictError):
+            persister.save("p", "a", 1, "ask", {"loop": [loop]}, "completed")
+
+
+def test_a_record_of_pickle_that_json_cannot_hold_is_another_one() -> None:
+    with Persister.from_url("memory://pickled", serde_kwargs={"serializer": "pickle"}) as persister:
+        persister.save("p", "a", 1, "ask", {"a": range(3)}, "completed")
+    persister = Persister.from_url("memory://pickled", serde_kwargs={"allow_unsafe": ["pickle"]})
+    with persister, pytest.raises(ConflictError):
+        persister.save("p", "a", 1, "ask", {"a": [0, 1, 2]}, "completed")
+
+
+class NotBytes:
+    def dumps(self, state: dict[str, Any]) -> Any:
+        return "text" if state["a"] else 1 / 0
+
+    def loads(self, data: bytes) -> Any:
+        return [data]
+
+
+def test_a_serializer_that_does_not_keep_the_contract_is_named() -> None:
+    serde = Serde({"serializer": NotBytes()})
+    with pytest.raises(SerializationError, match="NotBytes made a str, not bytes"):
+        serde.dumps({"a": 1})
+    with pytest.raises(SerializationError, match="NotBytes cannot hold the state: ZeroDivisionError"):
+        serde.dumps({"a": 0})
+    data = serde.encode("kvpersist", RECORD, "completed", "2026-11-24T06:00:00.000000+00:00", b"x")
+    with pytest.raises(DeserializationError, match="the record holds a list, not a state"):
+        serde.loads(*serde.decode("kvpersist", data, "some/key", RECORD))
+
+
+def test_a_function_of_burrs_serde_that_fails_is_named() -> None:
+    def fails(value: Any, **_: Any) -> Any:
+        raise RuntimeError("on purpose")
+
+    field = "fails-on-purpose"
+    register_field_serde(field, fails, fails)
+    try:
+        with pytest.raises(SerializationError, match=r"state\['fails-on-purpose'\]: .*failed: .*on purpose") as caught:
+            stored({field: 1})
+        assert isinstance(caught.value.__cause__, RuntimeError)
+    finally:
+        del FIELD_SERIALIZATION[field]

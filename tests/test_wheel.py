@@ -131,7 +131,7 @@ def test_the_sdist_holds_what_the_tests_need_and_nothing_else(built: Built, tmp_
             archive.extractall(tmp_path)
     assert {name.partition("/")[0] for name in names} == {
         *("kvpersist", "tests", "examples", "benchmarks", "soak", "docs", "localstack"),
-        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml"),
+        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "mkdocs.yml", "pyproject.toml"),
         *("PKG-INFO", ".gitignore"),  # which the build adds
     }
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".so", ".db"))]

@@ -45,16 +45,19 @@ class Backend(abc.ABC):
     threads or tasks, and can be pickled: what travels is the URL and the options.
     """
 
-    atomic_create: ClassVar[bool] = True
+    atomic_create: bool = True
     """Whether of two concurrent `put(mode="create")` of one key exactly one wins."""
 
     read_only: bool = False
     """Set on a store that must stay as it is: no table, index or file is made when it is opened, and one that
     is not there reads as empty."""
 
-    values_in_scan: ClassVar[bool] = True
+    values_in_scan: bool = True
     """Whether `scan(values=True)` is one round trip.  Where it is not, as on object stores, what is behind a key
     is fetched together with other things."""
+
+    default_port: ClassVar[int | None] = None
+    """Where the store is a server: the port of one whose URL names none."""
 
     def __init__(self, url: str, *, asynchronous: bool = False, **options: Any) -> None:
         self.url = url

@@ -61,8 +61,8 @@ class FsspecBackend(Backend):
         storage_options: what the filesystem's constructor takes: hosts, credentials, timeouts.
     """
 
-    atomic_create: ClassVar[bool] = False
-    values_in_scan: ClassVar[bool] = False
+    atomic_create = False
+    values_in_scan = False
 
     extra: ClassVar[str] = "fsspec"
 

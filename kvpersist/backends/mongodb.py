@@ -48,6 +48,8 @@ class MongoDBBackend(Backend):
         driver_options: all others go to pymongo, such as ``replicaSet`` or ``tlsCAFile``.
     """
 
+    default_port = 27017
+
     def __init__(
         self,
         url: str,

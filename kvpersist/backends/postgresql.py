@@ -64,6 +64,8 @@ class PostgreSQLBackend(Backend):
         driver_options: all others go to libpq, such as ``sslmode`` or ``application_name``.
     """
 
+    default_port = 5432
+
     def __init__(
         self,
         url: str,

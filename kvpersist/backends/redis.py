@@ -245,6 +245,8 @@ class RedisBackend(Backend):
         driver_options: all others go to redis-py, such as ``ssl_ca_certs`` or ``max_connections``.
     """
 
+    default_port = 6379
+
     def __init__(
         self,
         url: str,

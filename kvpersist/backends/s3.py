@@ -43,7 +43,7 @@ class BucketBackend(FsspecBackend):
         create_bucket: make the bucket where there is none.
     """
 
-    atomic_create: ClassVar[bool] = True
+    atomic_create = True
 
     def __init__(
         self,

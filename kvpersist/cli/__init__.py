@@ -12,10 +12,29 @@ from importlib import import_module
 from typing import Any
 
 from kvpersist import __version__
-from kvpersist.errors import KvpersistError
+from kvpersist.errors import KvpersistError, StoreError
 
-COMMANDS = ("copy", "verify")
+COMMANDS = (
+    "apps",
+    "copy",
+    "delete",
+    "diff",
+    "doctor",
+    "export",
+    "history",
+    "prune",
+    "rewind",
+    "show",
+    "stats",
+    "tail",
+    "ui",
+    "verify",
+)
 """Each is the command of its name in the module of its name, loaded when it is asked for."""
+
+
+class _StoreFailed(click.ClickException):
+    exit_code = 3
 
 
 class _Group(click.Group):
@@ -32,10 +51,19 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except KvpersistError as error:
-            raise click.ClickException(str(error)) from error
+            from kvpersist.inspection import escaped
+
+            kind = _StoreFailed if isinstance(error, StoreError) else click.ClickException
+            raise kind(escaped(str(error))) from error
 
 
 @click.group(cls=_Group)
 @click.version_option(__version__)
 def main() -> None:
-    """Work with the stores of kvpersist."""
+    """Look at what kvpersist has stored, and work with it.
+
+    The store is named by --url (or an argument, where a command has one), by KVPERSIST_URL, or in a kvpersist.toml.
+
+    Exit codes: 0 if all is well, 1 if something is not (nothing was found, a record cannot be read, you said no), 2 if
+    the command was misspelt, 3 if the store cannot be reached, refuses or fails.
+    """

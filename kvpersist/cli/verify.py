@@ -1,40 +1,46 @@
-"""``kvpersist verify URL``"""
+"""``kvpersist verify``"""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
-from rich.console import Console
 
-from kvpersist import ALL, Persister
+from kvpersist.history import ALL, All
+from kvpersist.inspection import escaped
+from kvpersist.steps import run
+
+from . import options, output
 
 
 @click.command()
-@click.argument("url")
-@click.option("--partition", help="Look at this partition only.")
-@click.option("--app", "app_id", help="Look at this app of the partition only.")
-@click.option("--namespace", help="The namespace, where the URL does not say.  [default: kvpersist]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
-def verify(url: str, *, partition: str | None, app_id: str | None, namespace: str | None, as_json: bool) -> None:
+@options.store(argument=True)
+@options.partition(every=True)
+@click.option("--app", "app_id", help="This app of the partition only.")
+@options.as_json
+def verify(store: options.Location, partition: str | All | None, *, app_id: str | None, as_json: bool) -> None:
     """Read every record and part below the store at URL.
 
     Reports records that cannot be read, and parts of compact histories that are missing, broken or needed by
-    nothing.  Nothing is changed.  The exit code is 1 if any record cannot be loaded.
+    nothing.  Nothing is changed, and no state is built: checksums, signatures, encryption and compression are checked.
+    The exit code is 1 if any record cannot be read.
     """
-    if app_id is not None and partition is None:
-        raise click.UsageError("--app needs --partition")
-    with Persister.from_url(url, namespace=namespace) as persister:
-        report = persister.verify(
-            ALL if partition is None else partition,
-            ALL if app_id is None else app_id,
+    if app_id is not None and partition is ALL:
+        raise click.UsageError("--app needs --partition or --no-partition")
+    with store.history(read_only=True) as history, output.progress("apps") as bar:
+        task = bar.add_task("apps", total=None)
+        report = run(
+            history.verify(
+                partition,
+                ALL if app_id is None else app_id,
+                build=False,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
         )
     if as_json:
-        click.echo(json.dumps(_as_json(report)))
+        output.print_json(_as_json(report))
     else:
-        console = Console(soft_wrap=True, highlight=False, markup=False)
-        console.print(f"{report.records:,} records, {report.parts:,} parts")
+        click.echo(f"{report.records:,} records, {report.parts:,} parts")
         for what, found in (
             ("cannot be read", report.corrupt_records),
             ("broken part", report.corrupt_parts),
@@ -42,8 +48,8 @@ def verify(url: str, *, partition: str | None, app_id: str | None, namespace: st
             ("part that nothing needs", dict.fromkeys(sorted(report.unreachable_parts), "")),
         ):
             for key, why in found.items():
-                console.print(f"{what}: {key}{why and ': '}{why}")
-        console.print("all records can be loaded" if report.ok else "not all records can be loaded")
+                click.echo(f"{what}: {escaped(key)}{why and ': '}{escaped(why)}")
+        click.echo("all records can be read" if report.ok else "not all records can be read")
     if not report.ok:
         raise SystemExit(1)
 

@@ -103,10 +103,7 @@ class Serde:
         self._reads_plaintext = bool(options.pop("allow_plaintext", False))
         if self._encryption is None or self._encryption.algorithm is None:
             self._reads_plaintext = True
-        signing_key = options.pop("signing_key", None)
-        self._signing = (
-            None if signing_key is None else protection.Signing(protection.keys_of("signing_key", signing_key))
-        )
+        self._signing = _signing(options)
         self._reads_unsigned = bool(options.pop("allow_unsigned", False)) or self._signing is None
         allow_unsafe = options.get("allow_unsafe", ())
         if isinstance(allow_unsafe, str):
@@ -158,12 +155,16 @@ class Serde:
         *,
         base: compaction.Base | None = None,
         part: int | None = None,
+        like: Header | None = None,
     ) -> bytes:
         """The bytes to store for a record with this payload (from `dumps`).
 
-        With a `base` they hold a patch against that part's payload; with the level of a `part` they are one.
+        With a `base` they hold a patch against that part's payload; with the level of a `part` they are one.  The
+        payload may be another record's (from `opened`), whatever its serializer; `like` is that record's header.
         """
         coding: dict[str, Any] = dict(self._coding)
+        if like is not None:
+            coding = {"serializer": like.serializer} | ({} if like.python is None else {"python": like.python})
         if part is not None:
             coding["part"] = part
         if base is not None:

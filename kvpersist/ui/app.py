@@ -1,0 +1,451 @@
+"""The pages."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl
+
+from jinja2 import Environment, FileSystemLoader
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from kvpersist import keys
+from kvpersist.errors import ConflictError, InvalidIdError, InvalidKeyError, KvpersistError, StoreError
+from kvpersist.history import History
+from kvpersist.inspection import Inspection, Listed, Shown, diff, escaped
+from kvpersist.steps import Step, arun, gather
+from kvpersist.urls import redacted
+
+from .guard import Guard
+
+HERE: Final = Path(__file__).parent
+PAGE: Final = 50
+"""How many apps or steps are on a page."""
+SEARCHED: Final = 50
+"""How many steps are searched for one page of results."""
+SAMPLES: Final = 50
+"""How many steps the chart of a history looks at."""
+NODES: Final = 2_000
+"""How many values of a state are shown; its JSON is there whole."""
+CHILDREN: Final = 100
+"""How many values of one list or dict are shown."""
+TEXT: Final = 2_000
+"""How many characters of a text are shown."""
+
+_CURSOR = re.compile(r"[a-z0-9!=_./~-]*").fullmatch
+
+
+class NotFound(Exception):
+    """Nothing has this address."""
+
+
+@dataclass
+class Browser:
+    """The store whose histories the pages show.
+
+    Args:
+        inspection: reads it; its backend is asynchronous.
+        history: changes it; None where the pages are only to read.
+    """
+
+    inspection: Inspection
+    history: History | None
+
+    def application(self, *, hosts: frozenset[str], token: str) -> Starlette:
+        """The pages as an ASGI application, which disconnects from the store when it is shut down."""
+        app = "/{partition}/{app}/"
+        routes = [
+            Route("/", self.partitions),
+            Mount("/static", StaticFiles(directory=HERE / "static")),
+            Route("/{partition}/", self.apps),
+            Route(app, self.steps),
+            Route(f"{app}step/{{name:path}}", self.step),
+            Route(f"{app}json/{{name:path}}", self.raw),
+            Route(f"{app}diff", self.diff),
+            Route(f"{app}search", self.search),
+            Route(f"{app}growth", self.growth),
+        ]
+        if self.history is not None:
+            routes += [
+                Route(f"{app}rewind", self.rewind, methods=["GET", "POST"]),
+                Route(f"{app}fork", self.fork, methods=["GET", "POST"]),
+            ]
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_: Starlette) -> AsyncIterator[None]:
+            yield
+            await arun(self.inspection.close())
+            if self.history is not None:
+                await arun(self.history.backend.close())
+
+        return Starlette(
+            routes=routes,
+            middleware=[Middleware(Guard, hosts=hosts, token=token)],
+            exception_handlers={
+                404: self._absent,
+                NotFound: self._absent,
+                InvalidKeyError: self._absent,
+                InvalidIdError: self._failed,
+                KvpersistError: self._failed,
+            },
+            lifespan=lifespan,
+        )
+
+    # What there is
+
+    async def partitions(self, request: Request) -> Response:
+        folder = f"{keys.encode(self.inspection.namespace)}/"
+        page = await arun(self.inspection.partitions(after=_cursor(request, folder), limit=PAGE))
+        if len(page.ids) == 1 and page.after is None and "after" not in request.query_params:
+            return RedirectResponse(f"/{keys.encode(page.ids[0])}/", 303)
+        return self._page(request, "partitions.html", ids=page.ids, more=_more(page.after, folder))
+
+    async def apps(self, request: Request) -> Response:
+        partition_key = keys.decode(request.path_params["partition"])
+        folder = keys.partition_prefix(self.inspection.namespace, partition_key)
+        prefix = request.query_params.get("prefix", "")
+        after = _cursor(request, folder)
+        page = await arun(self.inspection.apps(partition_key, after=after, limit=PAGE, prefix=prefix))
+        newest = await arun(
+            gather(self.inspection.headers(partition_key, app_id or "", limit=1) for app_id in page.ids)
+        )
+        rows = [
+            (app_id, found.entries[0] if found.entries else None)
+            for app_id, found in zip(page.ids, newest, strict=True)
+        ]
+        return self._page(request, "apps.html", rows=rows, prefix=prefix, more=_more(page.after, folder))
+
+    async def steps(self, request: Request) -> Response:
+        app = _App.of(request, self.inspection)
+        before = _number(request, "before")
+        aside = request.query_params.get("aside") == "1"
+        page = await arun(
+            self.inspection.headers(
+                app.partition_key,
+                app.app_id,
+                after=_cursor(request, app.folder),
+                before_sequence_id=before,
+                limit=PAGE,
+                include_set_aside=aside,
+            )
+        )
+        if not page.entries and not request.query_params:
+            raise NotFound
+        return self._page(
+            request, "steps.html", app=app, entries=page.entries, aside=aside, more=_more(page.after, app.folder)
+        )
+
+    async def step(self, request: Request) -> Response:
+        app = _App.of(request, self.inspection)
+        shown = await self._shown(app, request.path_params["name"])
+        newer, older = await self._neighbours(app, shown)
+        return self._page(
+            request, "step.html", app=app, shown=shown, tree=Tree().html(shown.state), newer=newer, older=older
+        )
+
+    async def raw(self, request: Request) -> Response:
+        shown = await self._shown(_App.of(request, self.inspection), request.path_params["name"])
+        return Response(
+            json.dumps(shown.state, indent=1),
+            media_type="application/json",
+            headers={"Content-Disposition": f'attachment; filename="step-{shown.header.sequence_id}.json"'},
+        )
+
+    async def _shown(self, app: _App, name: str) -> Shown:
+        if not _CURSOR(name):
+            raise NotFound
+        shown = await arun(self.inspection.record_at(app.folder + name))
+        if shown is None:
+            raise NotFound
+        return shown
+
+    async def _neighbours(self, app: _App, shown: Shown) -> tuple[Listed | None, Listed | None]:
+        """The steps right after and before a live one."""
+        if shown.header.set_aside:
+            return None, None
+        at = shown.header.sequence_id
+
+        def found(before: int) -> Step[Listed | None]:
+            page = yield from self.inspection.headers(app.partition_key, app.app_id, before_sequence_id=before, limit=1)
+            return page.entries[0] if page.entries else None
+
+        bodies = [found(at + 2), *([found(at)] if at else [])]
+        newer, older = (*(await arun(gather(bodies))), None)[:2]
+        return (newer if newer and newer.record.sequence_id > at else None), older
+
+    async def diff(self, request: Request) -> Response:
+        app = _App.of(request, self.inspection)
+        numbers = [_number(request, name) for name in ("a", "b")]
+        problem, changes, records = None, [], []
+        if None in numbers:
+            problem = "Choose two steps to compare."
+        else:
+            for number in numbers:
+                shown = await arun(self.inspection.record(app.partition_key, app.app_id, number))
+                if shown is None or shown.note is not None:
+                    problem = shown.note if shown else f"There is no step {number}."
+                    break
+                records.append(shown)
+            else:
+                changes = diff(records[0].state, records[1].state)
+        return self._page(
+            request, "diff.html", app=app, numbers=numbers, problem=problem, changes=changes[:NODES], count=len(changes)
+        )
+
+    async def search(self, request: Request) -> Response:
+        app = _App.of(request, self.inspection)
+        wanted = request.query_params.get("q", "")
+        page = (
+            await arun(
+                self.inspection.headers(
+                    app.partition_key, app.app_id, before_sequence_id=_number(request, "before"), limit=SEARCHED
+                )
+            )
+            if wanted
+            else None
+        )
+        found = []
+        listed = page.entries if page else []
+        for shown in await arun(gather(self.inspection.record_at(each.key) for each in listed if each.header)):
+            hits = [*_hits(shown.state, wanted)] if shown else []
+            if shown and hits:
+                found.append((shown, hits[:5], len(hits)))
+        before = listed[-1].record.sequence_id if page and page.after is not None else None
+        return self._page(request, "search.html", app=app, q=wanted, found=found, count=len(listed), before=before)
+
+    async def growth(self, request: Request) -> Response:
+        app = _App.of(request, self.inspection)
+        newest = await arun(self.inspection.headers(app.partition_key, app.app_id, limit=1))
+        if not newest.entries:
+            raise NotFound
+        last = newest.entries[0].record.sequence_id
+        count = min(SAMPLES, last + 1)
+        at = sorted({round(last * each / max(1, count - 1)) for each in range(count)})
+        pages = await arun(
+            gather(
+                self.inspection.headers(app.partition_key, app.app_id, before_sequence_id=each + 1, limit=1)
+                for each in at
+            )
+        )
+        points = sorted({(each.record.sequence_id, each.size) for page in pages for each in page.entries})
+        return self._page(request, "growth.html", app=app, chart=Chart.of(points), points=points, last=last)
+
+    # What changes it
+
+    async def rewind(self, request: Request) -> Response:
+        app = _App.of(request, self.inspection)
+        history = self.history
+        assert history is not None
+        form = await _form(request)
+        to = _number(request, "to") if request.method == "GET" else _parsed(form.get("to"))
+        if to is None:
+            raise NotFound
+        if request.method == "GET":
+            return self._page(request, "rewind.html", app=app, to=to)
+        await arun(history.rewind(app.partition_key, app.app_id, to))
+        return RedirectResponse(f"{app.path}?aside=1", 303)
+
+    async def fork(self, request: Request) -> Response:
+        app = _App.of(request, self.inspection)
+        history = self.history
+        assert history is not None
+        form = await _form(request)
+        at = _number(request, "at") if request.method == "GET" else _parsed(form.get("at"))
+        if at is None:
+            raise NotFound
+        problem, new = None, form.get("new", "")
+        if request.method == "POST":
+            if not new:
+                problem = "The new app needs an id."
+            else:
+                try:
+                    await arun(history.fork(app.partition_key, app.app_id, at, new))
+                except (ConflictError, InvalidIdError, InvalidKeyError) as error:
+                    problem = str(error)
+                else:
+                    return RedirectResponse(f"/{app.partition}/{keys.encode(new)}/", 303)
+        status = 409 if problem else 200
+        return self._page(request, "fork.html", status, app=app, at=at, new=new, problem=problem)
+
+    # Pages
+
+    def _page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
+        partition, partition_key = request.path_params.get("partition"), None
+        if partition is not None:
+            try:
+                partition_key = keys.decode(partition)
+            except InvalidKeyError:
+                partition = None
+        html = _TEMPLATES.get_template(template).render(
+            store=redacted(self.inspection.backend.url),
+            namespace=self.inspection.namespace,
+            writes=self.history is not None,
+            partition=partition,
+            partition_key=partition_key,
+            **values,
+        )
+        return HTMLResponse(html, status)
+
+    async def _absent(self, request: Request, error: Exception) -> Response:
+        return self._page(request, "error.html", 404, title="Not found", text="There is nothing here, or no longer.")
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, StoreError):
+            return self._page(request, "error.html", 502, title="The store failed", text=str(error))
+        status = 400 if isinstance(error, InvalidIdError) else 500
+        return self._page(request, "error.html", status, title="This cannot be shown", text=str(error))
+
+
+class _App(NamedTuple):
+    """The app that an address names."""
+
+    partition_key: str | None
+    app_id: str
+    partition: str
+    """Its partition key, as a segment of keys and addresses."""
+    path: str
+    folder: str
+    """What its keys start with."""
+
+    @classmethod
+    def of(cls, request: Request, inspection: Inspection) -> _App:
+        partition, app = request.path_params["partition"], request.path_params["app"]
+        partition_key, app_id = keys.decode(partition), keys.decode(app)
+        if app_id is None:
+            raise NotFound
+        folder = keys.app_prefix(inspection.namespace, partition_key, app_id)
+        return cls(partition_key, app_id, partition, f"/{partition}/{app}/", folder)
+
+
+async def _form(request: Request) -> dict[str, str]:
+    if request.method == "GET":
+        return {}
+    body = await request.body()
+    try:
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=10))
+    except ValueError:
+        return {}
+
+
+def _parsed(text: str | None) -> int | None:
+    if text is None or not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII):
+        return None
+    return int(text)
+
+
+def _number(request: Request, name: str) -> int | None:
+    return _parsed(request.query_params.get(name))
+
+
+def _cursor(request: Request, folder: str) -> str | None:
+    after = request.query_params.get("after")
+    return None if not after or not _CURSOR(after) else folder + after
+
+
+def _more(after: str | None, folder: str) -> str | None:
+    return None if after is None else after[len(folder) :]
+
+
+def _hits(node: Any, wanted: str, path: str = "") -> Iterator[tuple[str, str]]:
+    """Where a text stands in a tree, and what surrounds it."""
+    if type(node) is dict:
+        for key, each in node.items():
+            below = f"{path}.{key}" if path else key
+            if wanted.lower() in key.lower():
+                yield below, key
+            yield from _hits(each, wanted, below)
+    elif type(node) is list:
+        for at, each in enumerate(node):
+            yield from _hits(each, wanted, f"{path}[{at}]")
+    else:
+        text = node if type(node) is str else json.dumps(node)
+        found = text.lower().find(wanted.lower())
+        if found >= 0:
+            yield path, text[max(0, found - 60) : found + len(wanted) + 60]
+
+
+class Tree:
+    """A state as nested lists that open and close, in parts where it is large."""
+
+    def __init__(self) -> None:
+        self._left = NODES
+
+    def html(self, state: Any) -> list[Any]:
+        """What the template goes through: (name, kind, text, children, left out)."""
+        return self._children(state, 0) if type(state) in (dict, list) else [self._node("", state, 0)]
+
+    def _children(self, node: Any, depth: int) -> list[Any]:
+        items = node.items() if type(node) is dict else enumerate(node)
+        shown: list[dict[str, Any]] = []
+        for name, each in items:
+            if self._left <= 0 or len(shown) == CHILDREN:
+                break
+            shown.append(self._node(str(name), each, depth))
+        return shown
+
+    def _node(self, name: str, node: Any, depth: int) -> dict[str, Any]:
+        self._left -= 1
+        if type(node) in (dict, list):
+            children = self._children(node, depth + 1)
+            what = "{%d}" if type(node) is dict else "[%d]"
+            return {
+                "name": name,
+                "text": what % len(node),
+                "children": children,
+                "open": depth < 1 or len(node) <= 3,
+                "left": len(node) - len(children),
+            }
+        text = json.dumps(node, ensure_ascii=False)
+        kind = "text" if type(node) is str else "other"
+        if len(text) > TEXT:
+            text = f"{text[:TEXT]}... ({len(text):,} characters)"
+        return {"name": name, "text": text, "kind": kind}
+
+
+class Chart(NamedTuple):
+    """A line of sizes over steps, in a box of 600 by 200."""
+
+    line: str
+    area: str
+    largest: int
+
+    @classmethod
+    def of(cls, points: list[tuple[int, int]]) -> Chart:
+        last, largest = max(1, points[-1][0]), max(size for _, size in points)
+        placed = [(600 * at / last, 200 - 190 * size / largest) for at, size in points]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        return cls(line, f"{placed[0][0]:.1f},200 {line} {placed[-1][0]:.1f},200", largest)
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"
+
+
+def _id(text: str | None) -> str:
+    return "no partition key" if text is None else escaped(text) if text else '""'
+
+
+_TEMPLATES = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True)
+_filters: dict[str, Callable[..., Any]] = {
+    "id": _id,
+    "escaped": escaped,
+    "segment": keys.encode,
+    "size": _size,
+    "time": lambda created_at: escaped(created_at.replace("T", " ").replace("+00:00", "")[:23]),
+    "json": lambda value: escaped(json.dumps(value, ensure_ascii=False))[:TEXT],
+}
+_TEMPLATES.filters.update(_filters)
