@@ -180,7 +180,8 @@ def readme(rows: list[Row]) -> str:
             lines.append(f"| {name}: save, load of {size} | " + " | ".join(cells) + " |")
     more = ["", "| | ratio |", "|---|---|"]
     for each in rows:
-        if (each.benchmark in ("core", "object_stores") and each.aim is not None) or each.case.startswith("what is st"):
+        is_size = each.case.startswith("what is stored of 1,000") and "snapshots" not in each.b
+        if is_size or (each.benchmark in ("core", "object_stores") and each.aim is not None):
             more.append(f"| {each.what} | {_short(each.ratio)} |")
     return "\n".join(lines + more)
 

@@ -332,10 +332,10 @@ def _unknown_records(events: Sequence[Event]) -> list[str]:
 def growth(samples: Sequence[float]) -> float | None:
     """How much more the last third of some samples has than the first, by medians, once it has warmed up.
 
-    The first quarter is left out.  None for fewer than seven samples.
+    The first quarter is left out.  None for fewer than eleven samples.
     """
     warm = samples[len(samples) // 4 :]
     third = len(warm) // 3
-    if third < 2:
+    if third < 3:
         return None
     return statistics.median(warm[-third:]) - statistics.median(warm[:third])

@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -487,7 +488,13 @@ def _all(loop: asyncio.AbstractEventLoop, bodies: list[tuple[Face, Step[None]]])
 
     def show(*_: Any) -> None:
         for task in asyncio.all_tasks():
-            task.print_stack()
+            print(task.get_name(), file=sys.stderr)
+            at: Any = task.get_coro()
+            while at is not None:  # down to what it waits for
+                frame = getattr(at, "cr_frame", None) or getattr(at, "gi_frame", None)
+                print("   ", f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else at, file=sys.stderr)
+                at = getattr(at, "cr_await", None) or getattr(at, "gi_yieldfrom", None)
+        sys.stderr.flush()
         faulthandler.dump_traceback()
 
     loop.add_signal_handler(SHOW_STACKS, show)

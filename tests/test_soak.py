@@ -237,7 +237,7 @@ def test_the_log_of_a_killed_worker_says_what_it_was_about_to_do(tmp_path: Path)
 
 
 def test_growth() -> None:
-    assert growth([1, 2, 3, 4, 5, 6]) is None  # too few to say
+    assert growth([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) is None  # too few to say
     assert growth([0, 0, 0, 7, 7, 7, 7, 7, 7, 7, 7, 7]) == 0  # it warms up first
     assert growth([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]) == 6
     assert growth([5, 5, 5, 90, 5, 5, 5, 5, 5, 5, 90, 5]) == 0  # one that stands out is none
