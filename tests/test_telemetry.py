@@ -19,6 +19,8 @@ import pytest
 import servers
 from burr.core import State
 from conftest import STORES
+from http_proxy import HTTPProxy
+from object_servers import moto
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -432,3 +434,19 @@ def test_the_address_is_the_servers_and_never_more(url: str, expected: tuple[str
     assert found == expected
     assert target == (f" {expected[0]}:{expected[1]}" if expected else "")
     run(backend.close())
+
+
+def test_on_an_object_store_the_requests_are_those_on_the_wire(collected: Collected) -> None:
+    state = State({"text": "".join(f"word {number} " for number in range(2000))})  # with parts
+    with moto() as server, HTTPProxy(server.endpoint).running() as proxy:
+        options = server.through(proxy.url)
+        with Persister.from_url(server.url(), storage_options=options, telemetry=collected.telemetry) as persister:
+            for step in range(3):
+                persister.save("p", "a", step, "ask", state.update(n=step), "completed")
+            persister.load("p", "a")
+            persister.load("p", None)
+            persister.list_app_ids("p")
+            assert len(list(persister.history("p", "a"))) == 3
+            wire = proxy.counted()
+    assert sum((span.attributes or {})["kvpersist.requests"] for span in collected.operations()) == len(wire) > 10
+    assert {(span.attributes or {})["db.system.name"] for span in collected.spans} == {"s3"}
