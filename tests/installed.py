@@ -9,8 +9,10 @@ import asyncio
 import importlib
 import io
 import logging
+import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from importlib.metadata import entry_points, version
@@ -92,15 +94,49 @@ def of_pandas() -> None:
     pandas.testing.assert_frame_equal(round_trip(frame), frame)
 
 
-def of_cli() -> None:
-    (command,) = [point for point in entry_points(group="console_scripts") if point.name == "kvpersist"]
+def command(*arguments: str) -> str:
+    """What the kvpersist command prints."""
+    (point,) = [point for point in entry_points(group="console_scripts") if point.name == "kvpersist"]
     try:
-        main = command.load()
+        main = point.load()
     except SystemExit as error:
         raise MissingExtraError(str(error)) from error
     with redirect_stdout(io.StringIO()) as printed:
-        main(["--help"], standalone_mode=False)
-    assert "verify" in printed.getvalue()
+        try:
+            main(arguments, standalone_mode=False)
+        except Exception as error:
+            if "kvpersist[" not in str(error):
+                raise
+            raise MissingExtraError(str(error)) from error
+    return printed.getvalue()
+
+
+def of_cli() -> None:
+    assert "verify" in command("--help")
+    assert "chat-1" in command("apps", "--url", f"file://{FOLDER.name}/states", "--json")
+
+
+def of_parquet() -> None:
+    file = Path(FOLDER.name, "states.parquet")
+    command("export", "--url", f"file://{FOLDER.name}/states", str(file))
+    assert file.read_bytes().startswith(b"PAR1")
+
+
+def of_ui() -> None:
+    """The pages are served, with their templates."""
+    arguments = [sys.executable, "-I", "-m", "kvpersist.cli", "ui", f"file://{FOLDER.name}/states"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        _, at, address = server.stdout.readline().strip().partition(" at ")
+        if not at:
+            raise MissingExtraError(server.communicate()[1])
+        try:
+            browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+            with browser.open(address, timeout=30) as page:
+                assert b"user-1" in page.read()
+        finally:
+            server.terminate()
+            server.communicate()
 
 
 def of_fsspec() -> None:
@@ -139,6 +175,8 @@ EXTRAS: dict[str, Callable[[], Any]] = {
     "postgresql": lambda: both_faces("postgresql://localhost/db"),
     "mongodb": lambda: both_faces("mongodb://localhost/db"),
     "cli": of_cli,
+    "parquet": of_parquet,
+    "ui": of_ui,
     "otel": of_otel,
     "testing": of_testing,
 }
@@ -146,6 +184,7 @@ EXTRAS: dict[str, Callable[[], Any]] = {
 
 OF_ALL = EXTRAS.keys() - {"pandas", "testing"}
 IN_THE_CORE = {"zstd"}
+ON_TOP = {"parquet": "cli", "ui": "cli"}  # what is not there at all without another extra
 
 
 def what_is_missing(function: Callable[[], Any]) -> str:
@@ -168,10 +207,13 @@ def main(extra: str) -> None:
     quick_start("memory://quick-start")
     for name in OF_ALL if extra == "all" else IN_THE_CORE | {extra} - {""}:
         EXTRAS[name]()
+    if extra == "cli":
+        for name in ON_TOP:
+            assert f"kvpersist[{name}]" in what_is_missing(EXTRAS[name])
     if not extra:
         for name in EXTRAS.keys() - IN_THE_CORE:
             said = what_is_missing(EXTRAS[name])
-            assert f"kvpersist[{name}]" in said, f"without its extra, {name} says {said!r}"
+            assert f"kvpersist[{ON_TOP.get(name, name)}]" in said, f"without its extra, {name} says {said!r}"
 
 
 if __name__ == "__main__":

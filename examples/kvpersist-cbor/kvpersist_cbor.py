@@ -49,11 +49,3 @@ class CBORSerializer(TreeSerializer):
 
     def packed(self, node: Any) -> bytes:
         return cbor2.dumps(node)
-
-    def binary(self, data: bytes) -> bytes:
-        return data
-
-    def unbinary(self, value: Any) -> bytes:
-        if type(value) is not bytes:
-            raise DeserializationError(f"bytes are expected, not a {type(value).__name__}")
-        return value

@@ -87,14 +87,6 @@ class MessagePackSerializer(TreeSerializer):
     def packed(self, node: Any) -> bytes:
         return ormsgpack.packb(node)
 
-    def binary(self, data: bytes) -> bytes:
-        return data
-
-    def unbinary(self, value: Any) -> bytes:
-        if type(value) is not bytes:
-            raise DeserializationError(f"bytes are expected, not a {type(value).__name__}")
-        return value
-
 
 def _unpacked(data: bytes, build: Callable[[Any, Any, dict[str, Any]], Any]) -> Any:
     """A tree in which each tag is what `build` makes of its name, its value and what else it has."""

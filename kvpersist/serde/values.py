@@ -79,12 +79,14 @@ class TreeSerializer:
         raise NotImplementedError
 
     def binary(self, data: bytes) -> Any:
-        """Bytes as the value of a tag."""
-        raise NotImplementedError
+        """Bytes as the value of a tag: themselves, unless the format holds none."""
+        return data
 
     def unbinary(self, value: Any) -> bytes:
         """The bytes that `binary` was given."""
-        raise NotImplementedError
+        if type(value) is not bytes:
+            raise DeserializationError(f"bytes are expected, not a {type(value).__name__}")
+        return value
 
     def __init__(
         self,

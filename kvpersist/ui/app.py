@@ -274,8 +274,7 @@ class Browser:
                     problem = str(error)
                 else:
                     return RedirectResponse(f"/{app.partition}/{keys.encode(new)}/", 303)
-        status = 409 if problem else 200
-        return self._page(request, "fork.html", status, app=app, at=at, new=new, problem=problem)
+        return self._page(request, "fork.html", app=app, at=at, new=new, problem=problem)
 
     # Pages
 
