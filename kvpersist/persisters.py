@@ -211,8 +211,6 @@ def _made(kind: type[Self], backend: Backend, settings: dict[str, Any]) -> Self:
 class Persister(_Face, BaseStatePersister):
     """Saves and loads the state of a sync Burr application.
 
-    ::
-
         persister = Persister.from_url("sqlite://./state.db")
         app = (
             ApplicationBuilder()

@@ -110,7 +110,14 @@ def run_shell(example: Example) -> None:
             check_command(words)
 
 
-def check_command(words: list[str]) -> None:
+def parse_shell(example: Example) -> None:
+    """The commands of a transcript, whose output is not compared."""
+    for line in str(example.parsed).splitlines():
+        if line.startswith("$ "):
+            check_command(shlex.split(line[2:], comments=True), run=False)
+
+
+def check_command(words: list[str], *, run: bool = True) -> None:
     command, *arguments = words
     if command == "make":
         targets = [each for each in arguments if "=" not in each]
@@ -122,7 +129,7 @@ def check_command(words: list[str]) -> None:
                 wanted = Requirement(each)
                 assert wanted.name != "kvpersist" or wanted.extras <= EXTRAS, f"there is no {each}"
     elif command == "kvpersist":
-        check_kvpersist(arguments)
+        check_kvpersist(arguments, run=run)
     elif command == "python" and arguments[0] == "-m":
         assert find_spec(arguments[1].partition(".")[0]), f"there is no module {arguments[1]}"
     elif command == "python":
@@ -131,12 +138,12 @@ def check_command(words: list[str]) -> None:
         assert command in {"pytest", "docker", "export"}, f"what is {command}?"
 
 
-def check_kvpersist(arguments: list[str]) -> None:
+def check_kvpersist(arguments: list[str], *, run: bool) -> None:
     """Parse a command; run it where its store is one of the document's own."""
     name, command, rest = main.resolve_command(main.make_context("kvpersist", list(arguments)), list(arguments))
     assert command is not None, arguments
     command.make_context(name, rest)  # an unknown option or a missing argument raises
-    if any("://./" in each for each in arguments) and name not in ("tail", "ui"):  # which go on for ever
+    if run and any("://./" in each for each in arguments) and name not in ("tail", "ui"):  # which go on for ever
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, f"kvpersist {shlex.join(arguments)}: {result.output}"
 
@@ -152,11 +159,13 @@ def run_sql(example: Example) -> None:
 
 
 def indented(document: Document) -> Iterable[Region]:
-    """Blocks of commands that are indented by four spaces; other such blocks are text, as keys and pictures are."""
+    """Blocks of commands, or transcripts, that are indented by four spaces; other such blocks are text, as keys are."""
     for found in re.finditer(r"(?<=\n\n)(?: {4}.*\n)+", document.text):
         first = found[0].split()[0]
-        if first in {"make", "pip", "python", "kvpersist", "docker", "export"} or re.match(r"[A-Z_]+=", first):
-            lines = "\n".join(line[4:] for line in found[0].splitlines())
+        lines = "\n".join(line[4:] for line in found[0].splitlines())
+        if first == "$":
+            yield Region(found.start(), found.end(), lines, parse_shell)
+        elif first in {"make", "pip", "python", "kvpersist", "docker", "export"} or re.match(r"[A-Z_]+=", first):
             yield Region(found.start(), found.end(), lines, run_shell)
 
 
@@ -254,6 +263,7 @@ def test_a_block_that_is_wrong_fails(tmp_path: Path) -> None:
         "```sh\nkvpersist nothing\n```\n": "No such command",
         "```sh\nkvpersist history a --nothing\n```\n": "No such option",
         "```sh\nkvpersist history\n```\n": "Missing parameter: app_id",
+        "\n\n    $ kvpersist nothing\n": "No such command",
         "\n\n    make nothing\n": "does not know make nothing",
         "```json\n{\n```\n": "Expecting",
     }
