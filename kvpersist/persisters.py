@@ -309,6 +309,17 @@ class Persister(_Face, BaseStatePersister):
         """
         return run(self._open_history.rewind(partition_key, app_id, sequence_id))
 
+    def fork(self, partition_key: str | None, app_id: str, sequence_id: int, new_app_id: str) -> None:
+        """Begin a new app of the partition with the record that another has at a sequence id.
+
+        The state goes over as it is stored, and is not built.
+
+        Raises:
+            InvalidIdError: there is no such record.
+            ConflictError: the new app has records already; nothing was changed.
+        """
+        run(self._open_history.fork(partition_key, app_id, sequence_id, new_app_id))
+
     def delete_app(self, partition_key: str | None, app_id: str) -> int:
         """Remove an app whole; returns how many records there were."""
         return run(self._open_history.delete_app(partition_key, app_id))
@@ -447,6 +458,10 @@ class AsyncPersister(_Face, AsyncBaseStatePersister):
     async def rewind(self, partition_key: str | None, app_id: str, sequence_id: int) -> int:
         """See `Persister.rewind`."""
         return await arun(self._open_history.rewind(partition_key, app_id, sequence_id))
+
+    async def fork(self, partition_key: str | None, app_id: str, sequence_id: int, new_app_id: str) -> None:
+        """See `Persister.fork`."""
+        await arun(self._open_history.fork(partition_key, app_id, sequence_id, new_app_id))
 
     async def delete_app(self, partition_key: str | None, app_id: str) -> int:
         """See `Persister.delete_app`."""

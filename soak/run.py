@@ -31,7 +31,7 @@ CREWS: dict[str, tuple[worker.Face, ...]] = {"0": ("sync", "sync"), "1": ("async
 LONGEST = 120
 """Seconds after which an operation counts as one that hangs."""
 
-ALLOWED = {"memory": 24 * 2**20, "descriptors": 16, "threads": 4, "connections": 16, "temporary files": 0}
+ALLOWED = {"memory": 32 * 2**20, "descriptors": 16, "threads": 4, "connections": 16, "temporary files": 0}
 """How much more each may be late in a run than early: see `checker.growth`.  Drivers keep pools of connections, of
 which more or fewer are open as the faults have it; what leaks at each fault comes to hundreds in half an hour."""
 

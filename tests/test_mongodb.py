@@ -13,6 +13,7 @@ from server_contract import ServerContract, state
 from servers import Server, new_mongodb, unique
 
 from kvpersist import OptionError, StoreError, StoreUnavailableError
+from kvpersist.steps import arun
 from kvpersist.testing.faces import Face, FaceFixtures
 
 
@@ -36,6 +37,22 @@ class TestMongoDB(ServerContract):
     def client(self, url: str, *, asynchronous: bool) -> Any:
         kind: Any = pymongo.AsyncMongoClient if asynchronous else pymongo.MongoClient
         return kind(url.partition("?")[0])
+
+
+def test_a_driver_whose_tasks_wait_for_each_other_is_given_up(server: Server) -> None:
+    face = Face(True)
+    persister = face.persister(f"mongodb://127.0.0.1:{server.port}/?timeout=0.5", collection=unique())
+    persister.save("p", "a", 1, "step", state(1), "completed")
+    clients = persister._target._history.backend._clients
+    collection = face.loop.run_until_complete(arun(clients.get()))
+    lock = collection.database.client._topology._lock
+    face.loop.run_until_complete(lock.acquire())  # as pymongo 4.20 does to itself, in a soak that loses servers
+    with pytest.raises(StoreUnavailableError, match="the driver does not answer"):
+        persister.load("p", "a")
+    assert persister.load("p", "a")["state"]["n"] == 1
+    lock.release()
+    face.loop.run_until_complete(collection.database.client.close())
+    face.close()
 
 
 class TestCollections(FaceFixtures):

@@ -101,6 +101,24 @@ class TestCluster(SharedStoreContract):
         assert counted(1, persister, "load", "p", "app1", 2)["sequence_id"] == 2
         assert counted(1, persister, "list_app_ids", "p") == ["app0", "app1"]
 
+    def test_a_connection_that_another_task_closes(self, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        face = Face(True)
+        persister = face.persister(servers.redis_cluster_url(), prefix=prefix)
+        persister.save("p", "a", 1, "step", state(1), "completed")
+        kind = redis.asyncio.Connection
+        send = kind._send_packed_command
+
+        async def closed(self: Any, command: Any) -> None:
+            monkeypatch.undo()
+            await self.disconnect(nowait=True)  # as another task does that has met a fault
+            await send(self, command)
+
+        monkeypatch.setattr(kind, "_send_packed_command", closed)
+        with pytest.raises(StoreUnavailableError):
+            persister.load("p", "a")
+        assert persister.load("p", "a")["state"]["n"] == 1
+        face.close()
+
     def test_an_app_whose_registration_was_cut_off_is_registered_by_the_next_save(
         self, face: Face, prefix: str
     ) -> None:

@@ -11,7 +11,9 @@ retries what a lost connection left open.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Final, Literal
 from urllib.parse import urlencode, urlsplit
 
@@ -226,7 +228,8 @@ class MongoDBBackend(Backend):
     def _list(self, method: str, *arguments: Any, **options: Any) -> Step[list[dict[str, Any]]]:
         try:
             cursor = yield from self._call(method, *arguments, **options)
-            documents: list[dict[str, Any]] = yield cursor.to_list()
+            collection = yield from self._clients.get()
+            documents: list[dict[str, Any]] = yield from self._in_time(collection, cursor.to_list())
         except errors.PyMongoError as error:
             raise self._translated(error) from error
         return documents
@@ -236,11 +239,26 @@ class MongoDBBackend(Backend):
         try:
             collection = yield from self._clients.get()
             if not self._index_is_there and not self.read_only:
-                yield collection.create_index("f")
+                yield from self._in_time(collection, collection.create_index("f"))
                 self._index_is_there = True
-            return (yield getattr(collection, method)(*arguments, **options))
+            return (yield from self._in_time(collection, getattr(collection, method)(*arguments, **options)))
         except errors.PyMongoError as error:
             raise self._translated(error) from error
+
+    def _in_time(self, collection: Any, result: Any) -> Step[Any]:
+        """What comes of a call, or an end to the waiting: the driver's timeout does not cover the locks of its async
+        client, which may wait for each other for ever once a server was lost.  Such a client is given up."""
+        if not hasattr(result, "__await__"):
+            return (yield result)
+        try:
+            return (yield _within(2 * self._timeout + 1, result))
+        except _Deadlock as error:
+            if isinstance(self._clients, Clients):
+                self._clients.drop(collection)
+                _abandon(collection)
+            raise StoreUnavailableError(
+                f"{redacted(self.url)}: the driver does not answer, though {self._timeout} s are over"
+            ) from error
 
     def _collection(self, client: Any) -> Any:
         database, collection = self._names
@@ -280,6 +298,22 @@ class MongoDBBackend(Backend):
         if isinstance(error, (errors.ConnectionFailure, errors.WTimeoutError)):
             return StoreUnavailableError(f"{where}: {error}")
         return StoreError(f"{where}: {error}")
+
+
+class _Deadlock(Exception):
+    """The driver's own timeout has not come."""
+
+
+async def _within(seconds: float, result: Awaitable[Any]) -> Any:
+    task = asyncio.ensure_future(result)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    finally:
+        with contextlib.suppress(RuntimeError):  # the loop was closed
+            task.cancel()  # and no waiting for it, which may need the same locks
+    if not done:
+        raise _Deadlock
+    return task.result()
 
 
 def _abandon(collection: Any) -> None:

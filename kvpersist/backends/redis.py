@@ -495,7 +495,9 @@ class RedisBackend(Backend):
                 transaction.execute_command("PEXPIRE", values, ttl)
                 transaction.execute_command("PEXPIRE", index, ttl)
             state, won, *_ = yield transaction.execute()
-        except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
+        except _FAILURES as error:
+            if isinstance(error, AttributeError) and error.name != "writelines":
+                raise
             raise self._translated(error) from error
         return mode == "overwrite" or bool(won), state
 
@@ -539,7 +541,9 @@ class RedisBackend(Backend):
             pipeline.execute_command(*command, NEVER_DECODE=True)
             pipeline.execute_command("WAIT", self._replicas, round(self._timeout * 500))
             result, copies = yield pipeline.execute()
-        except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
+        except _FAILURES as error:
+            if isinstance(error, AttributeError) and error.name != "writelines":
+                raise
             raise self._translated(error) from error
         if copies < self._replicas:
             raise StoreUnavailableError(
@@ -610,7 +614,7 @@ class RedisBackend(Backend):
             return StoreError(f"{redacted(self.url)}: the server refuses the login: {error}")
         if isinstance(error, redis.TimeoutError):
             return StoreUnavailableError(f"{redacted(self.url)}: no answer within {self._timeout} s")
-        if isinstance(error, (OSError, redis.ConnectionError, redis.ReadOnlyError, *_CLUSTER_DOWN)):
+        if isinstance(error, (OSError, AttributeError, redis.ConnectionError, redis.ReadOnlyError, *_CLUSTER_DOWN)):
             return StoreUnavailableError(message)
         if isinstance(error, redis.exceptions.OutOfMemoryError):
             return StoreError(f"{redacted(self.url)}: the server's maxmemory is used up: {error}")
@@ -633,6 +637,9 @@ class _AsyncPool(redis.asyncio.BlockingConnectionPool):
             self._waiting -= 1
 
 
+# Where a task of redis-py's async cluster client meets a fault, it closes the connections of the others as well.  One
+# that was just about to write finds no writer: "'NoneType' object has no attribute 'writelines'".
+_FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException, OSError, AttributeError)
 _CLUSTER_DOWN = (
     redis.exceptions.ClusterDownError,
     redis.exceptions.TryAgainError,

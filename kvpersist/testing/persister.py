@@ -241,6 +241,29 @@ class PersisterContract(FaceFixtures):
         with pytest.raises(InvalidIdError, match="no record with the sequence id 7"):
             persister.rewind("p", "a", 7)
 
+    def test_fork(self, face: Face, persister: Any, url: str, options: dict[str, Any]) -> None:
+        for number in range(4):
+            text = "some text " * 1000 * number
+            persister.save("p", "a", number, "step", _state(text), "failed" if number == 2 else "completed")
+        persister.fork("p", "a", 3, "b")
+        loaded = persister.load("p", "b")
+        assert (loaded["sequence_id"], loaded["position"], loaded["state"]["n"]) == (3, "step", "some text " * 3000)
+        persister.fork("p", "a", 2, "c")
+        assert persister.load("p", "c") is None
+        assert persister.load("p", "c", 2)["status"] == "failed"
+        persister.save("p", "b", 4, "step", _state("on"), "completed")
+        assert [header.sequence_id for header in persister.history("p", "b")] == [4, 3]
+        assert persister.verify().ok
+        with pytest.raises(ConflictError, match="has records already"):
+            persister.fork("p", "a", 1, "b")
+        with pytest.raises(InvalidIdError, match="no record with the sequence id 9"):
+            persister.fork("p", "a", 9, "d")
+        assert persister.list_app_ids("p") == ["a", "b", "c"]
+        pickling = face.persister(url, serde_kwargs={"serializer": "pickle"}, **options)
+        pickling.save("p", "pickled", 1, "step", _state({1, 2}), "completed")
+        persister.fork("p", "pickled", 1, "forked")  # without opening it
+        assert pickling.load("p", "forked")["state"]["n"] == {1, 2}
+
     def test_rewind_past_what_another_worker_wrote(self, face: Face, url: str, options: dict[str, Any]) -> None:
         one = face.persister(url, on_conflict="rewind", **options)
         other = face.persister(url, on_conflict="rewind", **options)
