@@ -166,8 +166,14 @@ class Inspection:
         self, partition_key: str | None, *, after: str | None = None, limit: int = 100, prefix: str = ""
     ) -> Step[IdPage]:
         """The app ids of a partition, or those that start with a prefix."""
-        begun = keys.encode(prefix) if prefix else ""
-        return (yield from self._ids(keys.partition_prefix(self.namespace, partition_key), begun, after, limit))
+        folder = keys.partition_prefix(self.namespace, partition_key)
+        # With a letter behind it, since a few whole ids are written in another way than what they begin.
+        page = yield from self._ids(folder, keys.encode(f"{prefix}x")[:-1] if prefix else "", after, limit)
+        whole = keys.encode(prefix) if prefix else ""
+        if after is None and not whole.startswith(keys.encode(f"{prefix}x")[:-1]):
+            found = yield from self.backend.scan(f"{folder}{whole}/", limit=1)
+            return IdPage([*([prefix] if found.entries else []), *page.ids], page.after)
+        return page
 
     def _ids(self, folder: str, begun: str, after: str | None, limit: int) -> Step[IdPage]:
         found: list[str | None] = []
@@ -252,10 +258,11 @@ class Inspection:
     def record_at(self, key: str) -> Step[Shown | None]:
         """The record at a key, live or set aside; None where there is none."""
         app = "/".join(key.split("/")[:3]) + "/"
+        keys.check(key)
         if not key.startswith(f"{keys.encode(self.namespace)}/"):
             raise InvalidKeyError(f"{key!r} is not below the namespace {self.namespace!r}")
-        record = record_at(app, key, set_aside=True)
         value = yield from self.backend.get(key)
+        record = None if value is None else record_at(app, key, set_aside=True)
         if record is None or value is None:
             return None
         header, sealed = self.serde.decode(self.namespace, value, key, record)

@@ -141,6 +141,8 @@ def fill(url: str) -> None:
             "completed",
         )
         persister.save(None, "alone", 0, "step", State({}), "completed")
+        persister.save("static", "con", 0, "step", State({}), "completed")
+        persister.save("static", "console", 0, "step", State({}), "completed")
 
 
 @pytest.fixture(scope="module", params=["sqlite", "redis"])
@@ -300,6 +302,14 @@ def test_all_can_use_it(browser: Browser, writable: Site, theme: Any, tmp_path: 
         check_accessibility(opened)
 
 
+def test_ids_that_look_like_something_else(browser: Browser, readable: Site) -> None:
+    with page(browser, readable) as opened:
+        opened.get_by_role("link", name="static").click()
+        opened.get_by_label("Id starts with").fill("con")
+        opened.get_by_role("button", name="Find").click()
+        expect(opened.locator("tbody th")).to_have_text(["con", "console"])
+
+
 def test_by_keyboard(browser: Browser, readable: Site) -> None:
     with page(browser, readable) as opened:
         opened.goto(f"{readable.base}/user-1/")
@@ -320,7 +330,7 @@ def test_who_gets_in(readable: Site) -> None:
     host = urlsplit(readable.base).netloc
     port = urlsplit(readable.base).port
     assert readable.ask("/")[0] == 403
-    assert readable.ask("/static/style.css")[0] == 403
+    assert readable.ask("/=static/style.css")[0] == 403
     assert readable.ask("/?token=wrong")[0] == 403
     assert readable.ask("/?token=")[0] == 403
     assert readable.ask("/", Cookie=f"kvpersist-{port}=wrong")[0] == 403
@@ -328,9 +338,11 @@ def test_who_gets_in(readable: Site) -> None:
     assert readable.ask(f"/?token={readable.token}")[0] == 303
     assert readable.ask(f"//evil.example/?token={readable.token}")[0] in (303, 404)
     assert readable.ask("/", Cookie=readable.cookie)[0] == 200
-    for foreign in ("evil.example", f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", "", "localhost"):
+    foreign_hosts = ("evil.example", f"evil.example:{port}", f"127.0.0.1.evil.example:{port}")
+    for foreign in (*foreign_hosts, "", f"user@127.0.0.1:{port}", "[::1", "1"):
         assert readable.ask("/", Cookie=readable.cookie, Host=foreign)[0] == 421
-    assert readable.ask("/", Cookie=readable.cookie, Host=f"localhost:{port}")[0] == 200
+    for own in (f"localhost:{port}", "localhost", "10.0.0.5:80", f"[::1]:{port}"):
+        assert readable.ask("/", Cookie=readable.cookie, Host=own)[0] == 200
     # Writes are not there at all.
     for name in ("rewind", "fork"):
         assert readable.ask(f"/user-1/chat-1/{name}?to=1&at=1", Cookie=readable.cookie)[0] == 404
@@ -360,8 +372,11 @@ def test_writes_come_from_our_pages(writable: Site, filled: str) -> None:
     with Persister.from_url(filled) as persister:
         assert persister.load("user-1", "chat-1")["sequence_id"] == 6
     own = {"Cookie": writable.cookie, "Origin": f"http://{host}"}
-    assert writable.ask("/user-1/chat-1/rewind", method="POST", body="to=99", **own)[0] == 400
-    assert writable.ask("/user-1/chat-1/rewind", method="POST", body="to=-1", **own)[0] == 404
+    assert writable.ask("/user-1/chat-1/rewind", method="POST", body="to=99&newest=6", **own)[0] == 400
+    assert writable.ask("/user-1/chat-1/rewind", method="POST", body="to=-1&newest=6", **own)[0] == 404
+    status, text = writable.ask("/user-1/chat-1/rewind", method="POST", body="to=1&newest=5", **own)
+    assert status == 200
+    assert "gone on meanwhile" in text
     assert writable.ask("/user-1/chat-1/rewind", method="POST", body="\xff%ff=%00", **own)[0] == 404
 
 
@@ -376,8 +391,10 @@ def test_addresses_that_lead_nowhere(readable: Site) -> None:
         "/user-1/chat-1/step/nonsense",
         "/user-1/chat-1/json/!parts/1",
         "/user-1/chat-1/step/%00",
-        "/static/../app.py",
-        "/static/%2e%2e/app.py",
+        "/user-1/chat-1/step/..%2f..%2fchat-2%2fx",
+        "/user-1/chat-1/json/..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "/=static/../app.py",
+        "/=static/%2e%2e/app.py",
         "/user-1/nothing/growth",
     ):
         status, text = readable.ask(path, Cookie=readable.cookie)
@@ -403,7 +420,7 @@ def test_a_store_that_is_away() -> None:
         assert status == 200
         server.kill()
         status, text = running.ask("/", Cookie=running.cookie)
-        assert status == 502
+        assert status == 503
         assert "The store failed" in text
         assert "hunter2" not in text
         assert "Traceback" not in text
@@ -438,7 +455,7 @@ def test_large_stores_cost_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(SQLiteBackend, "scan", scanning)
     monkeypatch.setattr(SQLiteBackend, "get", getting)
     inspection = Inspection.from_url(url, asynchronous=True)
-    application = Pages(inspection, None).application(hosts=frozenset({"testserver"}), token="t")
+    application = Pages(inspection, None).application(names=frozenset({"testserver"}), token="t")
     with TestClient(application) as client:
         client.get("/?token=t")
         for path, most in (
@@ -467,7 +484,7 @@ def test_reading_imports_no_burr(tmp_path: Path) -> None:
         from kvpersist.inspection import Inspection
         from kvpersist.ui.app import Browser
         pages = Browser(Inspection.from_url(sys.argv[1], asynchronous=True), None)
-        with TestClient(pages.application(hosts=frozenset({"testserver"}), token="t")) as client:
+        with TestClient(pages.application(names=frozenset({"testserver"}), token="t")) as client:
             app = "user-1/chat-1/"
             for path in ("?token=t", "user-1/", app, app + "search?q=x", app + "diff?a=1&b=2", app + "growth"):
                 assert client.get("/" + path).status_code == 200

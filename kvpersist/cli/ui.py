@@ -56,8 +56,7 @@ def ui(store: options.Location, *, host: str, port: int, write: bool) -> None:
                 "can read the store",
                 err=True,
             )
-        hosts = frozenset(f"{each}:{port}" for each in (name, "127.0.0.1", "localhost", "[::1]"))
-        application = Browser(inspection, history).application(hosts=hosts, token=token)
+        application = Browser(inspection, history).application(names=frozenset({name}), token=token)
         click.echo(f"{redacted(store.url)} at http://{name}:{port}/?token={token}")
         # No access log: it would hold the token.
         config = uvicorn.Config(application, log_level="warning", access_log=False, server_header=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -13,14 +14,21 @@ from urllib.parse import parse_qsl
 
 from jinja2 import Environment, FileSystemLoader
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from kvpersist import keys
-from kvpersist.errors import ConflictError, InvalidIdError, InvalidKeyError, KvpersistError, StoreError
+from kvpersist.errors import (
+    ConflictError,
+    InvalidIdError,
+    InvalidKeyError,
+    KvpersistError,
+    StoreError,
+    StoreUnavailableError,
+)
 from kvpersist.history import History
 from kvpersist.inspection import Inspection, Listed, Shown, diff, escaped
 from kvpersist.steps import Step, arun, gather
@@ -42,6 +50,9 @@ CHILDREN: Final = 100
 TEXT: Final = 2_000
 """How many characters of a text are shown."""
 
+STATIC: Final = "/=static"
+"""Where style and script are: a segment that no partition key has."""
+
 _CURSOR = re.compile(r"[a-z0-9!=_./~-]*").fullmatch
 
 
@@ -61,12 +72,15 @@ class Browser:
     inspection: Inspection
     history: History | None
 
-    def application(self, *, hosts: frozenset[str], token: str) -> Starlette:
-        """The pages as an ASGI application, which disconnects from the store when it is shut down."""
+    def application(self, *, names: frozenset[str], token: str) -> ASGIApp:
+        """The pages as an ASGI application, which disconnects from the store when it is shut down.
+
+        The arguments are those of `Guard`, which stands around all of it.
+        """
         app = "/{partition}/{app}/"
         routes = [
             Route("/", self.partitions),
-            Mount("/static", StaticFiles(directory=HERE / "static")),
+            Mount(STATIC, StaticFiles(directory=HERE / "static")),
             Route("/{partition}/", self.apps),
             Route(app, self.steps),
             Route(f"{app}step/{{name:path}}", self.step),
@@ -88,11 +102,11 @@ class Browser:
             if self.history is not None:
                 await arun(self.history.backend.close())
 
-        return Starlette(
+        pages = Starlette(
             routes=routes,
-            middleware=[Middleware(Guard, hosts=hosts, token=token)],
             exception_handlers={
                 404: self._absent,
+                Exception: self._failed,
                 NotFound: self._absent,
                 InvalidKeyError: self._absent,
                 InvalidIdError: self._failed,
@@ -100,6 +114,7 @@ class Browser:
             },
             lifespan=lifespan,
         )
+        return Guard(pages, names=names, token=token)
 
     # What there is
 
@@ -149,12 +164,12 @@ class Browser:
         app = _App.of(request, self.inspection)
         shown = await self._shown(app, request.path_params["name"])
         newer, older = await self._neighbours(app, shown)
-        return self._page(
-            request, "step.html", app=app, shown=shown, tree=Tree().html(shown.state), newer=newer, older=older
-        )
+        return self._page(request, "step.html", app=app, shown=shown, tree=Tree(shown.state), newer=newer, older=older)
 
     async def raw(self, request: Request) -> Response:
         shown = await self._shown(_App.of(request, self.inspection), request.path_params["name"])
+        if shown.note is not None:
+            raise NotFound
         return Response(
             json.dumps(shown.state, indent=1),
             media_type="application/json",
@@ -197,7 +212,7 @@ class Browser:
                     break
                 records.append(shown)
             else:
-                changes = diff(records[0].state, records[1].state)
+                changes = await asyncio.to_thread(diff, records[0].state, records[1].state)
         return self._page(
             request, "diff.html", app=app, numbers=numbers, problem=problem, changes=changes[:NODES], count=len(changes)
         )
@@ -217,7 +232,7 @@ class Browser:
         found = []
         listed = page.entries if page else []
         for shown in await arun(gather(self.inspection.record_at(each.key) for each in listed if each.header)):
-            hits = [*_hits(shown.state, wanted)] if shown else []
+            hits = await asyncio.to_thread(list, _hits(shown.state, wanted)) if shown else []
             if shown and hits:
                 found.append((shown, hits[:5], len(hits)))
         before = listed[-1].record.sequence_id if page and page.after is not None else None
@@ -237,8 +252,13 @@ class Browser:
                 for each in at
             )
         )
-        points = sorted({(each.record.sequence_id, each.size) for page in pages for each in page.entries})
-        return self._page(request, "growth.html", app=app, chart=Chart.of(points), points=points, last=last)
+        sizes = sorted({(each.record.sequence_id, each.size) for page in pages for each in page.entries})
+        total, before, points = 0, sizes[0][0] - 1, []
+        for at_, size in sizes:  # the steps in between are taken to be as large
+            total, before = total + size * (at_ - before), at_
+            points.append((at_, size, total))
+        chart = Chart.of([(each, so_far) for each, _, so_far in points])
+        return self._page(request, "growth.html", app=app, chart=chart, points=points)
 
     # What changes it
 
@@ -250,8 +270,12 @@ class Browser:
         to = _number(request, "to") if request.method == "GET" else _parsed(form.get("to"))
         if to is None:
             raise NotFound
-        if request.method == "GET":
-            return self._page(request, "rewind.html", app=app, to=to)
+        listed = (await arun(self.inspection.headers(app.partition_key, app.app_id, limit=1))).entries
+        newest = listed[0].record.sequence_id if listed else 0
+        # What was agreed to is what was shown: the app may have gone on since.
+        went_on = request.method == "POST" and form.get("newest") != str(newest)
+        if request.method == "GET" or went_on:
+            return self._page(request, "rewind.html", app=app, to=to, newest=newest, went_on=went_on)
         await arun(history.rewind(app.partition_key, app.app_id, to))
         return RedirectResponse(f"{app.path}?aside=1", 303)
 
@@ -300,9 +324,11 @@ class Browser:
 
     async def _failed(self, request: Request, error: Exception) -> Response:
         if isinstance(error, StoreError):
-            return self._page(request, "error.html", 502, title="The store failed", text=str(error))
+            status = 503 if isinstance(error, StoreUnavailableError) else 502
+            return self._page(request, "error.html", status, title="The store failed", text=str(error))
         status = 400 if isinstance(error, InvalidIdError) else 500
-        return self._page(request, "error.html", status, title="This cannot be shown", text=str(error))
+        text = str(error) if isinstance(error, KvpersistError) else "Something went wrong; the server has printed what."
+        return self._page(request, "error.html", status, title="This cannot be shown", text=text)
 
 
 class _App(NamedTuple):
@@ -348,7 +374,9 @@ def _number(request: Request, name: str) -> int | None:
 
 def _cursor(request: Request, folder: str) -> str | None:
     after = request.query_params.get("after")
-    return None if not after or not _CURSOR(after) else folder + after
+    if not after or not _CURSOR(after) or "/." in f"/{after}" or "./" in f"{after}/":
+        return None
+    return folder + after
 
 
 def _more(after: str | None, folder: str) -> str | None:
@@ -374,32 +402,27 @@ def _hits(node: Any, wanted: str, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 class Tree:
-    """A state as nested lists that open and close, in parts where it is large."""
+    """A state as nested lists that open and close, in parts where it is large: each field has its share."""
 
-    def __init__(self) -> None:
-        self._left = NODES
-
-    def html(self, state: Any) -> list[Any]:
-        """What the template goes through: (name, kind, text, children, left out)."""
-        return self._children(state, 0) if type(state) in (dict, list) else [self._node("", state, 0)]
-
-    def _children(self, node: Any, depth: int) -> list[Any]:
-        items = node.items() if type(node) is dict else enumerate(node)
-        shown: list[dict[str, Any]] = []
-        for name, each in items:
-            if self._left <= 0 or len(shown) == CHILDREN:
-                break
-            shown.append(self._node(str(name), each, depth))
-        return shown
+    def __init__(self, state: Any) -> None:
+        fields = list(_items(state)) if type(state) in (dict, list) else [("", state)]
+        self.left = max(0, len(fields) - NODES)
+        self.nodes = []
+        for name, each in fields[:NODES]:
+            self._budget = max(1, NODES // min(NODES, len(fields)))
+            self.nodes.append(self._node(name, each, 0))
 
     def _node(self, name: str, node: Any, depth: int) -> dict[str, Any]:
-        self._left -= 1
+        self._budget -= 1
         if type(node) in (dict, list):
-            children = self._children(node, depth + 1)
-            what = "{%d}" if type(node) is dict else "[%d]"
+            children: list[dict[str, Any]] = []
+            for below, each in _items(node):
+                if self._budget <= 0 or len(children) == CHILDREN:
+                    break
+                children.append(self._node(below, each, depth + 1))
             return {
                 "name": name,
-                "text": what % len(node),
+                "text": ("{%d}" if type(node) is dict else "[%d]") % len(node),
                 "children": children,
                 "open": depth < 1 or len(node) <= 3,
                 "left": len(node) - len(children),
@@ -409,6 +432,10 @@ class Tree:
         if len(text) > TEXT:
             text = f"{text[:TEXT]}... ({len(text):,} characters)"
         return {"name": name, "text": text, "kind": kind}
+
+
+def _items(node: Any) -> Iterator[tuple[str, Any]]:
+    return iter(node.items()) if type(node) is dict else ((str(at), each) for at, each in enumerate(node))
 
 
 class Chart(NamedTuple):

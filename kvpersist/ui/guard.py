@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
+import re
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
 from urllib.parse import parse_qsl, urlencode
@@ -25,20 +27,23 @@ HEADERS: Final = {
 }
 
 
+_HOST = re.compile(r"([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE).fullmatch
+
+
 class Guard:
     """Lets nobody in without the token, nor under another name than the server's, nor from another page.
 
     Another name in the Host header is what a page of somebody else's has that made its own name point here (DNS
-    rebinding).
+    rebinding).  An address in numbers is nobody's name; and the port may be a tunnel's.
 
     Args:
-        hosts: the values of the Host header that are ours.
+        names: what this machine may be called, besides ``localhost``.
         token: opens the first page; a cookie keeps it from then on.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: frozenset[str], token: str) -> None:
+    def __init__(self, app: ASGIApp, *, names: frozenset[str], token: str) -> None:
         self._app = app
-        self._hosts = hosts
+        self._names = names | {"localhost"}
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,11 +60,10 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
-        if headers.getlist("host") not in [[host] for host in self._hosts]:
+        host = headers.getlist("host")
+        if len(host) != 1 or not self._is_ours(host[0]):
             return PlainTextResponse("This server has another name.", 421)
-        if scope["method"] not in ("GET", "HEAD") and headers.get("origin") not in {
-            f"http://{host}" for host in self._hosts
-        }:
+        if scope["method"] not in ("GET", "HEAD") and headers.getlist("origin") != [f"http://{host[0]}"]:
             return PlainTextResponse("This came from another page.", 403)
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = dict(query).get("token")
@@ -75,6 +79,16 @@ class Guard:
         return PlainTextResponse(
             "This page opens with the address that `kvpersist ui` has printed, with the token in it.", 403
         )
+
+    def _is_ours(self, host: str) -> bool:
+        found = _HOST(host)
+        if found is None:
+            return False
+        try:
+            ipaddress.ip_address(found[1].strip("[]"))
+        except ValueError:
+            return found[1] in self._names
+        return True
 
     def _kept(self, scope: Scope, headers: Headers) -> str:
         try:
