@@ -418,6 +418,7 @@ def test_a_cancelled_save_is_told_and_leaves_no_context(
         ("redis://:pa/s?s@w#ord@example.org:7000/0".replace("#", "%23"), ("example.org", 7000)),
         ("redis://[::1]/0", ("::1", 6379)),
         ("redis+cluster://one:7000,two:7001", ("one", 7000)),
+        ("redis://host:port/0?x=y", None),
         ("unix:///tmp/redis.sock", None),
         ("postgresql://user:secret@db/name", ("db", 5432)),
         ("postgresql:///name", None),
