@@ -129,7 +129,14 @@ class Server:
         self._process = None
 
     def pause(self) -> None:
+        """Stop it, and return when all of it stands still: a thread may go on for a moment after the signal."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        process = psutil.Process(self._process.pid)
+        for each in [process, *process.children(recursive=True)]:
+            threads = Path(f"/proc/{each.pid}/task")
+            while any(state.read_text().rpartition(")")[2].split()[0] not in "TtZX" for state in threads.glob("*/stat")):
+                time.sleep(0.005)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
