@@ -134,8 +134,7 @@ class Server:
         assert self._process is not None
         process = psutil.Process(self._process.pid)
         for each in [process, *process.children(recursive=True)]:
-            threads = Path(f"/proc/{each.pid}/task")
-            while any(state.read_text().rpartition(")")[2].split()[0] not in "TtZX" for state in threads.glob("*/stat")):
+            while _runs(each.pid):
                 time.sleep(0.005)
 
     def resume(self) -> None:
@@ -148,6 +147,15 @@ class Server:
             for each in [process, *process.children(recursive=True)]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.send_signal(number)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a thread of a process is not stopped, nor gone."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if thread.read_text().rpartition(")")[2].split()[0] not in "TtZX":
+                return True
+    return False
 
 
 def from_debian(package: str, binary: str) -> str:
