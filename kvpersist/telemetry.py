@@ -363,10 +363,9 @@ def _described(backend: Backend) -> tuple[dict[str, Any], str]:
     try:
         host = urlsplit(redacted(backend.url)).netloc.rpartition("@")[2].partition(",")[0]
         server = urlsplit(f"//{host}")
-        if not server.hostname:
-            return attributes, ""
-        attributes["server.address"] = server.hostname
-        attributes["server.port"] = server.port or backend.default_port
-    except ValueError:  # a port that is no number
+        address, port = server.hostname, server.port or backend.default_port
+    except ValueError:  # a port that is no number: the driver will say so
         return attributes, ""
-    return attributes, f" {attributes['server.address']}:{attributes['server.port']}"
+    if not address:
+        return attributes, ""
+    return {**attributes, "server.address": address, "server.port": port}, f" {address}:{port}"

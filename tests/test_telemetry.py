@@ -39,6 +39,7 @@ from kvpersist import (
     StoreUnavailableError,
     Telemetry,
 )
+from kvpersist.history import History
 from kvpersist.steps import run
 from kvpersist.telemetry import Observed
 
@@ -101,6 +102,7 @@ OPERATIONS: dict[str, tuple[Callable[[Any], Any], int | None]] = {
     "load": (lambda each: each.load(PARTITION, APP), None),
     "list_app_ids": (lambda each: each.list_app_ids(PARTITION), 1),
     "list_partitions": (lambda each: each.list_partitions(), 1),
+    "fork": (lambda each: each.fork(PARTITION, APP, 1, f"{APP} 2"), None),
     "rewind": (lambda each: each.rewind(PARTITION, APP, 1), 2),
     "prune": (lambda each: each.prune(keep_last=1), None),
     "sweep": (lambda each: each.sweep(), None),
@@ -162,6 +164,11 @@ def test_one_span_an_operation_with_its_calls(store: tuple[str, str], face: str,
         operations[1].attributes["kvpersist.bytes.read"],
     )
     assert 500 < read <= written < 20_000
+
+
+def test_all_operations_are_tried_here() -> None:
+    marked = {name for name, each in vars(History).items() if hasattr(each, "__wrapped__")}
+    assert marked - {"headers"} == set(OPERATIONS)
 
 
 def test_metrics_add_up(store: tuple[str, str], collected: Collected) -> None:
@@ -411,6 +418,7 @@ def test_a_cancelled_save_is_told_and_leaves_no_context(
         ("redis://:pa/s?s@w#ord@example.org:7000/0".replace("#", "%23"), ("example.org", 7000)),
         ("redis://[::1]/0", ("::1", 6379)),
         ("redis+cluster://one:7000,two:7001", ("one", 7000)),
+        ("redis://host:port/0?x=y", None),
         ("unix:///tmp/redis.sock", None),
         ("postgresql://user:secret@db/name", ("db", 5432)),
         ("postgresql:///name", None),
