@@ -73,6 +73,10 @@ def free_port() -> int:
         return port
 
 
+class PortTakenError(RuntimeError):
+    """A server's port was somebody else's."""
+
+
 class Server:
     """A process that serves a port on loopback.
 
@@ -94,15 +98,26 @@ class Server:
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="kvpersist-"))
         _at_the_end.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        self.port = port or free_port()
-        self._command = [part.format(port=self.port, folder=self.folder) for part in command]
+        self._template = command
+        self._use_port(port or free_port())
         self._ready, self._not_yet, self._user = ready, not_yet, user
         if user is not None:
             shutil.chown(self.folder, user)
         prepare(self.folder)
         self._process: subprocess.Popen[bytes] | None = None
         _at_the_end.callback(self.kill)
-        self.start()
+        for attempt in range(5):
+            try:
+                self.start()
+                return
+            except PortTakenError:  # by somebody else, since it was found free
+                if port is not None or attempt == 4:
+                    raise
+                self._use_port(free_port())
+
+    def _use_port(self, port: int) -> None:
+        self.port = port
+        self._command = [part.format(port=port, folder=self.folder) for part in self._template]
 
     def start(self) -> None:
         log = self.folder / "log"
@@ -117,7 +132,8 @@ class Server:
                 return
             except self._not_yet:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{self._command} does not serve:\n{log.read_text()}") from None
+                    told = f"{self._command} does not serve:\n{log.read_text()}"
+                    raise (PortTakenError if "ddress already in use" in told else RuntimeError)(told) from None
                 time.sleep(0.02)
 
     def kill(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import shlex
 import sys
@@ -218,6 +219,9 @@ def test_the_blocks_of(
             connection.execute("CREATE SCHEMA IF NOT EXISTS state")
     skipped = []
     with ExitStack() as stack:
+        for logger in (logging.getLogger(), logging.getLogger("kvpersist")):  # which a block may set up
+            stack.callback(logger.setLevel, logger.level)
+            stack.callback(setattr, logger, "handlers", [*logger.handlers])
         stack.callback(lambda: [each.cleanup() for each in vars(module).values() if isinstance(each, Persister)])
         for example in document:
             try:
