@@ -25,7 +25,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from kvpersist import Persister, Store, keys
 from kvpersist.backends.sqlite import SQLiteBackend
 from kvpersist.inspection import Inspection
-from kvpersist.ui.app import Browser as Pages
+from kvpersist.ui.app import Pages
 
 NASTY = "<script>alert(1)</script>'\"&../..%2f\u202e\x1b\0é"
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
@@ -482,8 +482,8 @@ def test_reading_imports_no_burr(tmp_path: Path) -> None:
         import sys
         from starlette.testclient import TestClient
         from kvpersist.inspection import Inspection
-        from kvpersist.ui.app import Browser
-        pages = Browser(Inspection.from_url(sys.argv[1], asynchronous=True), None)
+        from kvpersist.ui.app import Pages
+        pages = Pages(Inspection.from_url(sys.argv[1], asynchronous=True), None)
         with TestClient(pages.application(names=frozenset({"testserver"}), token="t")) as client:
             app = "user-1/chat-1/"
             for path in ("?token=t", "user-1/", app, app + "search?q=x", app + "diff?a=1&b=2", app + "growth"):

@@ -30,7 +30,7 @@ def ui(store: options.Location, *, host: str, port: int, write: bool) -> None:
     try:
         import uvicorn
 
-        from kvpersist.ui.app import Browser
+        from kvpersist.ui.app import Pages
     except ImportError as error:
         raise MissingExtraError(
             f'the page needs starlette and uvicorn ({error}): pip install "kvpersist[ui]"'
@@ -56,7 +56,7 @@ def ui(store: options.Location, *, host: str, port: int, write: bool) -> None:
                 "can read the store",
                 err=True,
             )
-        application = Browser(inspection, history).application(names=frozenset({name}), token=token)
+        application = Pages(inspection, history).application(names=frozenset({name}), token=token)
         click.echo(f"{redacted(store.url)} at http://{name}:{port}/?token={token}")
         # No access log: it would hold the token.
         config = uvicorn.Config(application, log_level="warning", access_log=False, server_header=False)

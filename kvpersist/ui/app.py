@@ -61,7 +61,7 @@ class NotFound(Exception):
 
 
 @dataclass
-class Browser:
+class Pages:
     """The store whose histories the pages show.
 
     Args:
