@@ -24,8 +24,10 @@ from click.testing import CliRunner, Result
 from conftest import STORES
 
 from kvpersist import Persister, Store
+from kvpersist.backends.sqlite import SQLiteBackend
 from kvpersist.cli import COMMANDS, main
 from kvpersist.cli.options import Location
+from kvpersist.inspection import Inspection
 
 READS = ("apps", "history", "show", "diff", "stats", "verify", "doctor", "export")
 Run = Callable[..., Result]
@@ -201,6 +203,38 @@ def test_export(kvpersist: Run, url: str, tmp_path: Path) -> None:
     assert "/dev/null/x" in kvpersist("export", "--url", url, "/dev/null/x", code=1).stderr
 
 
+def test_what_is_interrupted_goes_on(kvpersist: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite://{tmp_path}/state.db"
+    with Persister.from_url(url) as persister:
+        for app in range(5):
+            for number in range(10):
+                persister.save("p", f"app{app}", number, "ask", State({}), "completed")
+    calls = 0
+
+    def interrupted(original: Any) -> Any:
+        def third(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        return third
+
+    file = tmp_path / "out.jsonl"
+    file.write_text("as it was")
+    with monkeypatch.context() as patched:
+        patched.setattr(Inspection, "record_at", interrupted(Inspection.record_at))
+        assert "Aborted" in kvpersist("export", "--url", url, str(file), code=1).stderr
+        calls = 0
+        patched.setattr(SQLiteBackend, "delete", interrupted(SQLiteBackend.delete))
+        assert "Aborted" in kvpersist("prune", "--url", url, "--keep-last", "1", "-y", code=1).stderr
+    assert file.read_text() == "as it was"
+    assert [each.name for each in tmp_path.glob("*out*")] == ["out.jsonl"]
+    assert "27 records removed" in kvpersist("prune", "--url", url, "--keep-last", "1", "-y").stdout
+    assert "5 records" in kvpersist("export", "--url", url, str(file)).stderr
+
+
 def test_tail(tmp_path: Path) -> None:
     url = f"sqlite://{tmp_path}/state.db"
     command = [sys.executable, "-m", "kvpersist.cli", "tail", "-u", url, "-p", "p", "a", "--json", "--interval", "0.05"]
@@ -255,6 +289,14 @@ def test_where_the_store_is_written(kvpersist: Run, tmp_path: Path, monkeypatch:
     assert app("--url", urls["flag"]) == "flag"
     monkeypatch.delenv("KVPERSIST_URL")
     assert app("--store", "named") == "named"
+    monkeypatch.setenv("KVPERSIST_PARTITION", "of nobody")
+    assert "no apps" in kvpersist("apps", code=1).stderr
+    assert app("--partition", "of the file") == "file"
+    assert "no apps" in kvpersist("apps", "--no-partition", code=1).stderr
+    monkeypatch.delenv("KVPERSIST_PARTITION")
+    monkeypatch.setenv("KVPERSIST_NAMESPACE", "of-named")
+    assert "no apps" in kvpersist("apps", code=1).stderr
+    monkeypatch.delenv("KVPERSIST_NAMESPACE")
     assert "no apps" in kvpersist("apps", "--no-partition", code=1).stderr
     assert "names no store 'x'" in kvpersist("apps", "--store", "x", code=2).stderr
     Path("kvpersist.toml").write_text('ulr = "x"\n')
@@ -332,8 +374,6 @@ def test_ten_thousand_steps_cost_a_page(kvpersist: Run, tmp_path: Path, monkeypa
             ((key.replace("9223372036854775807.0.", f"{2**63 - 1 - at}.{at}."), value) for at in range(1, 10_000)),
         )
     connection.close()
-    from kvpersist.backends.sqlite import SQLiteBackend
-
     calls: list[int | None] = []
     scan = SQLiteBackend.scan
 
