@@ -269,6 +269,34 @@ def test_tail(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+def test_tail_waits_for_a_store_that_is_away() -> None:
+    server = servers.new_redis("--appendonly", "yes", "--appendfsync", "always")
+    url = f"redis://127.0.0.1:{server.port}?timeout=1"
+    command = [sys.executable, "-m", "kvpersist.cli", "tail", "-u", url, "-p", "p", "a", "--interval", "0.05"]
+    with (
+        Persister.from_url(url) as persister,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            persister.save("p", "a", 1, "ask", State({}), "completed")
+            assert process.stdout.readline().split()[:3] == ["1", "ask", "completed"]
+            server.kill()
+            assert process.stderr.readline().rstrip().endswith("; waiting")
+            server.start()
+            persister.save("p", "a", 2, "ask", State({}), "failed")
+            assert process.stdout.readline().split()[:3] == ["2", "ask", "failed"]
+        finally:
+            process.kill()
+
+
 def test_where_the_store_is_written(kvpersist: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     urls = {name: f"sqlite://{tmp_path}/{name}.db" for name in ("flag", "variable", "file", "named")}
     for name, url in urls.items():
