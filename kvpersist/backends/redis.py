@@ -29,7 +29,7 @@ import contextlib
 import hashlib
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 from urllib.parse import unquote, urlencode, urlsplit
 
 from ..errors import MissingExtraError, OptionError, StoreError, StoreUnavailableError
@@ -496,9 +496,7 @@ class RedisBackend(Backend):
                 transaction.execute_command("PEXPIRE", index, ttl)
             state, won, *_ = yield transaction.execute()
         except _FAILURES as error:
-            if isinstance(error, AttributeError) and error.name != "writelines":
-                raise
-            raise self._translated(error) from error
+            self._fail(error)
         return mode == "overwrite" or bool(won), state
 
     def _remember(self, folder: str) -> None:
@@ -542,9 +540,7 @@ class RedisBackend(Backend):
             pipeline.execute_command("WAIT", self._replicas, round(self._timeout * 500))
             result, copies = yield pipeline.execute()
         except _FAILURES as error:
-            if isinstance(error, AttributeError) and error.name != "writelines":
-                raise
-            raise self._translated(error) from error
+            self._fail(error)
         if copies < self._replicas:
             raise StoreUnavailableError(
                 f"{redacted(self.url)}: written, but only {copies} of {self._replicas} replicas said in time that they "
@@ -607,6 +603,11 @@ class RedisBackend(Backend):
         manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
         for each in [client, *(manager.sentinels if manager else [])]:
             yield each.aclose() if self.asynchronous else each.close()
+
+    def _fail(self, error: Exception) -> NoReturn:
+        if isinstance(error, AttributeError) and error.name != "writelines":
+            raise error
+        raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> StoreError:
         message = f"{redacted(self.url)}: {error}"
