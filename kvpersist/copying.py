@@ -27,7 +27,7 @@ from .keys import RecordId
 from .records import Status
 from .serde import Serde
 from .steps import Step, arun, gather
-from .urls import open_backend, split_query
+from .urls import open_place
 
 PAGE_BYTES: Final = 4 * 2**20
 """About how many bytes of records are read at once."""
@@ -142,12 +142,12 @@ async def acopy(
             if origin.backend is not None:
                 opened.append(origin.backend)
         else:
-            origin, in_url = _open(source, source_options)
+            origin, in_url = open_place(source, asynchronous=True, options=source_options)
             namespace = namespace or in_url
             origin.read_only = True
             opened.append(origin)
         namespace = namespace or "kvpersist"
-        destination, in_url = _open(target, target_options)
+        destination, in_url = open_place(target, asynchronous=True, options=target_options)
         destination.read_only = dry_run
         opened.append(destination)
         prefix = _prefix(namespace, partition_key)
@@ -172,14 +172,6 @@ async def acopy(
             await asyncio.gather(counting, return_exceptions=True)
         for backend in opened:
             await arun(backend.close())
-
-
-def _open(url: str, options: Mapping[str, Any] | None) -> tuple[Backend, str | None]:
-    """The backend of a URL, and the namespace that it names, as a persister's URL may."""
-    base, query = split_query(url)
-    namespace = query.pop("namespace", None)
-    query.pop("on_conflict", None)
-    return open_backend(base, asynchronous=True, options=dict(options or {}), query=query), namespace
 
 
 def _result(task: asyncio.Task[int] | None) -> int | None:
@@ -241,7 +233,7 @@ class _Copy:
         after, limit = None, FIRST
         while True:
             page = yield from source.scan(self.source_prefix, after=after, limit=limit, values=True)
-            going_on = _app_of(page.entries[0][0]) if page.entries else ""
+            going_on = keys.app_of(page.entries[0][0]) if page.entries else ""
             passed = {key for key in passed if key.startswith(going_on)}
             passed.update(key for key, _ in page.entries if _record_of(key) is None)
             parts: list[Step[None]] = []
@@ -298,7 +290,9 @@ class _Copy:
                 self.report.lose(key, "it was encrypted or signed for its namespace, and cannot go to another one")
                 return
             # An app that is being run may have got a part since its parts were met; it goes before its record.
-            late = [part for part in (keys.part_key(_app_of(key), name) for name in header.bases) if part not in passed]
+            late = [
+                part for part in (keys.part_key(keys.app_of(key), name) for name in header.bases) if part not in passed
+            ]
             for part in reversed(late):
                 content = yield from source.get(part)
                 if content is not None:
@@ -421,11 +415,6 @@ def _set_aside_folder(app: str, time: dt.datetime) -> str:
     """Below an app, where what was left at this time goes; each run of a copy makes the same name of it."""
     folder = f"{keys.MAX_SEQUENCE_ID - int(time.timestamp() * 1e6):019d}"
     return f"{app}{keys.SET_ASIDE}{folder}-{hashlib.sha256((app + folder).encode()).hexdigest()[:8]}/"
-
-
-def _app_of(key: str) -> str:
-    """What all keys of the app start with that a key belongs to."""
-    return "/".join(key.split("/")[:3]) + "/"
 
 
 def _record_of(key: str) -> RecordId | None:

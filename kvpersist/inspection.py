@@ -10,20 +10,20 @@ import difflib
 import heapq
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
 from . import keys
 from .backends import Backend
-from .errors import InvalidIdError, InvalidKeyError, KvpersistError
-from .history import ALL, VALUES_PAGE, All, History, Stored, beyond_records, record_at
+from .errors import CorruptRecordError, InvalidIdError, InvalidKeyError, KvpersistError
+from .history import ALL, VALUES_PAGE, All, History, beyond_records, record_at
 from .keys import RecordId
 from .records import Header
-from .serde import Serde
+from .serde import Sealed, Serde
 from .steps import Step
-from .urls import open_backend, split_query
+from .urls import open_place
 
 LARGEST: Final = 20
 """How many of the largest apps `Inspection.stats` tells of."""
@@ -52,6 +52,8 @@ class Listed(NamedTuple):
     error: str | None = None
     """Why it cannot be read."""
     set_aside: bool = False
+    sealed: Sealed | None = None
+    """Its state, not opened yet."""
 
 
 class ListedPage(NamedTuple):
@@ -75,12 +77,10 @@ class Shown(NamedTuple):
     """Why there is no state: it is encrypted and there is no key, or a pickle, which is never opened."""
 
 
-@dataclass
-class AppStats:
-    """What is stored for an app."""
+@dataclass(kw_only=True)
+class _Counts:
+    """How much there is."""
 
-    partition_key: str | None
-    app_id: str
     records: int = 0
     """Live records."""
     failed: int = 0
@@ -92,6 +92,19 @@ class AppStats:
     unreadable: int = 0
     size: int = 0
     """The length in bytes of all that is stored."""
+
+    def add(self, other: _Counts) -> None:
+        """Count what another has counted."""
+        for each in fields(_Counts):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+
+@dataclass(kw_only=True)
+class AppStats(_Counts):
+    """What is stored for an app."""
+
+    partition_key: str | None
+    app_id: str
     first: str | None = None
     """When the oldest live record was made: ISO 8601 in UTC."""
     last: str | None = None
@@ -103,19 +116,12 @@ class AppStats:
         return self.size / self.records if self.records else 0.0
 
 
-@dataclass
-class Stats:
+@dataclass(kw_only=True)
+class Stats(_Counts):
     """What is stored in a namespace, or in a part of it."""
 
     partitions: int = 0
     apps: int = 0
-    records: int = 0
-    failed: int = 0
-    set_aside: int = 0
-    parts: int = 0
-    unreadable: int = 0
-    size: int = 0
-    """The length in bytes of all that is stored."""
     largest: list[AppStats] = field(default_factory=list)
     """The apps that take most bytes, the largest first; `LARGEST` at most."""
 
@@ -148,10 +154,7 @@ class Inspection:
         **options: Any,
     ) -> Inspection:
         """What the store at a URL holds; the arguments are those of `Persister.from_url`."""
-        base, query = split_query(url)
-        in_url = query.pop("namespace", None)
-        query.pop("on_conflict", None)  # a persister's URL may be given as it is
-        backend = open_backend(base, asynchronous=asynchronous, options=options, query=query, known=("namespace",))
+        backend, in_url = open_place(url, asynchronous=asynchronous, options=options)
         return cls(backend, namespace=namespace or in_url or "kvpersist", serde=Serde(serde_kwargs))
 
     def close(self) -> Step[None]:
@@ -167,10 +170,10 @@ class Inspection:
     ) -> Step[IdPage]:
         """The app ids of a partition, or those that start with a prefix."""
         folder = keys.partition_prefix(self.namespace, partition_key)
-        # With a letter behind it, since a few whole ids are written in another way than what they begin.
-        page = yield from self._ids(folder, keys.encode(f"{prefix}x")[:-1] if prefix else "", after, limit)
+        begun = keys.encode(f"{prefix}x")[:-1]  # with a letter behind it: a few whole ids are written in another way
+        page = yield from self._ids(folder, begun, after, limit)
         whole = keys.encode(prefix) if prefix else ""
-        if after is None and not whole.startswith(keys.encode(f"{prefix}x")[:-1]):
+        if after is None and not whole.startswith(begun):
             found = yield from self.backend.scan(f"{folder}{whole}/", limit=1)
             return IdPage([*([prefix] if found.entries else []), *page.ids], page.after)
         return page
@@ -229,10 +232,30 @@ class Inspection:
 
     def _listed(self, record: RecordId, key: str, value: bytes, set_aside: bool) -> Listed:
         try:
-            header, _ = self.serde.decode(self.namespace, value, key, record)
+            return self._decoded(record, key, value, set_aside)
         except KvpersistError as error:
             return Listed(record, key, len(value), None, str(error), set_aside)
-        return Listed(record, key, len(value), header._replace(set_aside=set_aside), None, set_aside)
+
+    def _decoded(self, record: RecordId, key: str, value: bytes, set_aside: bool) -> Listed:
+        header, sealed = self.serde.decode(self.namespace, value, key, record)
+        return Listed(record, key, len(value), header._replace(set_aside=set_aside), None, set_aside, sealed)
+
+    def shown(self, listed: Listed) -> Step[Shown]:
+        """A record of a list with its state.
+
+        Raises:
+            CorruptRecordError: it is one that cannot be read.
+        """
+        _, key, size, header, problem, _, sealed = listed
+        if header is None or sealed is None:
+            raise CorruptRecordError(problem)
+        try:
+            base = None
+            if header.bases:
+                base = yield from self._history.parts.base_of(self.serde, keys.app_of(key), key, header, {})
+            return Shown(header, key, size, self.serde.shown(header, sealed, base))
+        except KvpersistError as error:
+            return Shown(header, key, size, None, str(error))
 
     def record(
         self,
@@ -249,35 +272,25 @@ class Inspection:
         app = keys.app_prefix(self.namespace, partition_key, app_id)
         if sequence_id is None:
             page = yield from self.headers(partition_key, app_id, limit=1)
-            return (yield from self.record_at(page.entries[0].key)) if page.entries else None
+            return (yield from self.shown(page.entries[0])) if page.entries else None
         if position is not None:
             return (yield from self.record_at(app + keys.record_name(sequence_id, position)))
-        page_ = yield from self.backend.scan(app + keys.sequence_name(sequence_id), limit=1)
-        return (yield from self.record_at(page_.entries[0][0])) if page_.entries else None
+        entries, _ = yield from self.backend.scan(app + keys.sequence_name(sequence_id), limit=1, values=True)
+        return (yield from self._shown_at(*entries[0])) if entries else None
 
     def record_at(self, key: str) -> Step[Shown | None]:
         """The record at a key, live or set aside; None where there is none."""
-        app = "/".join(key.split("/")[:3]) + "/"
         keys.check(key)
         if not key.startswith(f"{keys.encode(self.namespace)}/"):
             raise InvalidKeyError(f"{key!r} is not below the namespace {self.namespace!r}")
-        value = yield from self.backend.get(key)
+        return (yield from self._shown_at(key, (yield from self.backend.get(key))))
+
+    def _shown_at(self, key: str, value: bytes | None) -> Step[Shown | None]:
+        app = keys.app_of(key)
         record = None if value is None else record_at(app, key, set_aside=True)
         if record is None or value is None:
             return None
-        header, sealed = self.serde.decode(self.namespace, value, key, record)
-        header = header._replace(set_aside=beyond_records(app, key))
-        stored = Stored(header, sealed, key, value, {})
-        try:
-            base = yield from self._base_of(app, stored)
-            return Shown(header, key, len(value), self.serde.shown(header, sealed, base))
-        except KvpersistError as error:
-            return Shown(header, key, len(value), None, str(error))
-
-    def _base_of(self, app: str, stored: Stored) -> Step[bytes | None]:
-        if not stored.header.bases:
-            return None
-        return (yield from self._history.parts.base_of(self.serde, app, stored.key, stored.header, {}))
+        return (yield from self.shown(self._decoded(record, key, value, beyond_records(app, key))))
 
     def stats(
         self,
@@ -317,8 +330,7 @@ class Inspection:
                 app = yield from self.app_stats(partition_key, each or "")
                 if app.size:
                     stats.apps += 1
-                    for name in ("records", "failed", "set_aside", "parts", "unreadable", "size"):
-                        setattr(stats, name, getattr(stats, name) + getattr(app, name))
+                    stats.add(app)
                     stats.largest = heapq.nlargest(LARGEST, [*stats.largest, app], key=lambda app: app.size)
                 progress(stats)
             after = page.after
@@ -329,7 +341,7 @@ class Inspection:
     def app_stats(self, partition_key: str | None, app_id: str) -> Step[AppStats]:
         """Read all of an app, and count it."""
         app = keys.app_prefix(self.namespace, partition_key, app_id)
-        stats = AppStats(partition_key, app_id)
+        stats = AppStats(partition_key=partition_key, app_id=app_id)
         after: str | None = None
         while True:
             page = yield from self.backend.scan(app, after=after, limit=VALUES_PAGE, values=True)
@@ -361,6 +373,20 @@ def escaped(text: str) -> str:
     What comes from a store may hold what a terminal obeys, or make a page show something else than there is.
     """
     return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
+
+
+def shown_size(size: float) -> str:
+    """A number of bytes, in the unit that suits it."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"
+
+
+def shown_time(created_at: str) -> str:
+    """When a record was made, in UTC, to the millisecond."""
+    return created_at.replace("T", " ").replace("+00:00", "")[:23]
 
 
 class Change(NamedTuple):

@@ -214,6 +214,11 @@ def ids_of(app: str) -> tuple[str | None, str]:
     return decode(partition), decode(app_id) or ""
 
 
+def app_of(key: str) -> str:
+    """What all keys of the app start with that a key belongs to: `app_prefix` of its ids."""
+    return "/".join(key.split("/", 3)[:3]) + "/"
+
+
 def check(key: str) -> None:
     """Raise `InvalidKeyError` unless this is a key.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -54,6 +54,17 @@ def open_backend(
         if name in parameters:
             given[name] = _checked(name, value, parameters[name], in_url=name not in options)
     return kind(url, asynchronous=asynchronous, **given)
+
+
+def open_place(url: str, *, asynchronous: bool, options: Mapping[str, Any] | None = None) -> tuple[Backend, str | None]:
+    """The backend for a URL that may be a persister's, and the namespace in its query; raises as `open_backend`."""
+    base, query = split_query(url)
+    namespace = query.pop("namespace", None)
+    query.pop("on_conflict", None)
+    backend = open_backend(
+        base, asynchronous=asynchronous, options=dict(options or {}), query=query, known=("namespace",)
+    )
+    return backend, namespace
 
 
 def backend_of_client(

@@ -224,7 +224,7 @@ def test_what_is_interrupted_goes_on(kvpersist: Run, tmp_path: Path, monkeypatch
     file = tmp_path / "out.jsonl"
     file.write_text("as it was")
     with monkeypatch.context() as patched:
-        patched.setattr(Inspection, "record_at", interrupted(Inspection.record_at))
+        patched.setattr(Inspection, "shown", interrupted(Inspection.shown))
         assert "Aborted" in kvpersist("export", "--url", url, str(file), code=1).stderr
         calls = 0
         patched.setattr(SQLiteBackend, "delete", interrupted(SQLiteBackend.delete))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from kvpersist.history import ALL, All
-from kvpersist.inspection import Inspection
+from kvpersist.inspection import Inspection, shown_time
 from kvpersist.steps import run
 
 from . import options, output
@@ -49,7 +49,7 @@ def apps(store: options.Location, partition: str | All | None, *, prefix: str, l
                         output.shown_id(str(header.sequence_id)),
                         output.shown_id(header.position),
                         output.shown_status(header.status),
-                        output.shown_id(output.shown_time(header.created_at)),
+                        output.shown_id(shown_time(header.created_at)),
                     ]
                 elif newest:
                     row += [output.shown_id(str(newest.record.sequence_id)), output.shown_id("cannot be read")]

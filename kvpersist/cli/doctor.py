@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -35,6 +34,21 @@ class Finding:
     requests: int | None = None
     """How many requests it took; None where nothing was counted."""
     problem: str | None = None
+
+
+class _Counter(telemetry.Telemetry):
+    """Knows how many requests the last operation took."""
+
+    requests = 0
+
+    @contextlib.contextmanager
+    def observed(self, name: str, work: telemetry.Work, *, is_operation: bool) -> Iterator[None]:
+        try:
+            with super().observed(name, work, is_operation=is_operation):
+                yield
+        finally:
+            if is_operation:
+                self.requests = work.requests
 
 
 class Wrong(Exception):
@@ -102,8 +116,10 @@ def _writing(store: options.Location) -> Iterator[Finding]:
         yield _tried("make what the store needs", backend.open)
         for what, tried in _writes(backend, namespace):
             yield _tried(what, tried)
-        observed = telemetry.Observed(backend, telemetry.Telemetry())
-        history = History(observed, namespace=namespace, serde=Serde(), on_conflict="overwrite")
+        counter = _Counter()
+        history = History(
+            telemetry.Observed(backend, counter), namespace=namespace, serde=Serde(), on_conflict="overwrite"
+        )
         for what, operation in (
             ("the first save of an app", lambda: history.save("p", "a", 0, "step", {"n": 0}, "completed")),
             ("a save", lambda: history.save("p", "a", 1, "step", {"n": 1}, "completed")),
@@ -111,9 +127,8 @@ def _writing(store: options.Location) -> Iterator[Finding]:
             ("a load by sequence id", lambda: history.load("p", "a", 0)),
             ("a list of the apps", lambda: history.list_app_ids("p")),
         ):
-            with _counted() as requests:
-                found = _tried(what, operation)
-            found.requests = sum(requests)
+            found = _tried(what, operation)
+            found.requests = counter.requests
             yield found
         yield _tried("remove an app", lambda: history.delete_app("p", "a"))
         yield _tried("leave nothing behind", lambda: _emptied(backend, namespace))
@@ -184,27 +199,6 @@ def _tried(what: str, operation: Callable[[], Step[Any]]) -> Finding:
     except (KvpersistError, Wrong) as error:
         problem = str(error)
     return Finding(what, problem is None, time.perf_counter() - started, None, problem)
-
-
-@contextlib.contextmanager
-def _counted() -> Iterator[list[int]]:
-    """How many requests the operations within take, as telemetry tells the log."""
-    counted: list[int] = []
-
-    class Counter(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            counted.append(getattr(record, "kvpersist.requests", 0))
-
-    handler, level, spreads = Counter(), telemetry.LOGGER.level, telemetry.LOGGER.propagate
-    telemetry.LOGGER.addHandler(handler)
-    telemetry.LOGGER.setLevel(logging.DEBUG)
-    telemetry.LOGGER.propagate = False
-    try:
-        yield counted
-    finally:
-        telemetry.LOGGER.removeHandler(handler)
-        telemetry.LOGGER.setLevel(level)
-        telemetry.LOGGER.propagate = spreads
 
 
 def _print(store: options.Location, findings: list[Finding]) -> None:

@@ -26,9 +26,8 @@ BATCH = 16_000_000
 
 @click.command()
 @options.store()
-@options.partition(every=True)
+@options.apps()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
-@click.option("--app", "app_id", help="This app of the partition only.")
 @click.option(
     "--format", "kind", type=click.Choice(["jsonl", "parquet"]), help="[default: by the file's name, else jsonl]"
 )
@@ -39,7 +38,7 @@ def export(
     partition: str | All | None,
     *,
     file: Path,
-    app_id: str | None,
+    app_id: str | All,
     kind: str | None,
     latest: bool,
     include_set_aside: bool,
@@ -49,18 +48,15 @@ def export(
     The state is a column of JSON; in JSON Lines it is an object.  FILE appears when all is written.  Records that
     cannot be read, or opened, have no state; they are told of, and the exit code is 1.
     """
-    if app_id is not None and partition is ALL:
-        raise click.UsageError("--app needs --partition or --no-partition")
     kind = kind or ("parquet" if file.suffix == ".parquet" else "jsonl")
     rows = without = 0
-    with store.inspection() as inspection, output.progress("records") as bar, _writer(kind, file) as write:
-        task = bar.add_task("records", total=None)
-        apps = every_app(inspection, partition) if app_id is None else iter([(partition, app_id)])
+    with store.inspection() as inspection, output.progress("records") as show, _writer(kind, file) as write:
+        apps = every_app(inspection, partition) if app_id is ALL else [(partition, app_id)]
         for partition_key, each in apps:
             for row, problem in _rows(inspection, partition_key, each, latest, include_set_aside):
                 write(row)
                 rows += 1
-                bar.update(task, completed=rows)
+                show(rows, None)
                 if problem is not None:
                     without += 1
                     click.echo(f"no state: {escaped(problem)}", err=True)
@@ -87,9 +83,7 @@ def _rows(
         for each in page.entries:
             state, problem = None, each.error
             if problem is None:
-                shown = run(inspection.record_at(each.key))
-                if shown is None:
-                    continue  # deleted meanwhile
+                shown = run(inspection.shown(each))
                 state, problem = shown.state, shown.note
             header = each.header
             yield (

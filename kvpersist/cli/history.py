@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from kvpersist.inspection import Listed, escaped
+from kvpersist.inspection import Listed, escaped, shown_size, shown_time
 from kvpersist.steps import run
 
 from . import options, output
@@ -55,10 +55,10 @@ def history(
         click.echo(f"and older ones: --before {page.entries[-1].record.sequence_id}, or a higher --limit", err=True)
 
 
-def absent(partition: str | None, app_id: str) -> str:
-    """What to say of an app that has no record."""
+def absent(partition: str | None, app_id: str, at: str = "") -> str:
+    """What to say of an app that has no record, or none at some place."""
     where = "without a partition key" if partition is None else f"in the partition {escaped(partition)!r}"
-    return f"no record of the app {escaped(app_id)!r} {where}; see kvpersist apps, and --partition"
+    return f"no record{at} of the app {escaped(app_id)!r} {where}; see kvpersist apps, and --partition"
 
 
 def add(table: Table, listed: Listed) -> None:
@@ -68,8 +68,8 @@ def add(table: Table, listed: Listed) -> None:
         str(listed.record.sequence_id),
         output.shown_id(listed.record.position),
         output.shown_status(header.status) if header else Text("cannot be read", style="red"),
-        output.shown_time(header.created_at) if header else "",
-        output.shown_size(listed.size),
+        shown_time(header.created_at) if header else "",
+        shown_size(listed.size),
         escaped(header.serializer) if header else "",
         Text("set aside", style="dim") if listed.set_aside else "",
     )

@@ -32,7 +32,7 @@ from kvpersist.history import ALL, All, History
 from kvpersist.inspection import Inspection
 from kvpersist.serde import Serde
 from kvpersist.steps import run
-from kvpersist.urls import open_backend, split_query
+from kvpersist.urls import open_place, split_query
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,6 +44,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 CONFIG = Path("kvpersist.toml")
 KNOWN = ("url", "namespace", "partition", "options", "serde_kwargs")
 KEYS = ("encryption_key", "signing_key")
+SETTINGS = f"{__name__}.settings"
 
 
 @dataclass
@@ -58,11 +59,16 @@ class Location:
     @contextmanager
     def inspection(self) -> Iterator[Inspection]:
         """The store, to be looked at."""
-        inspection = Inspection(self.backend(), namespace=self.namespace, serde=Serde(self.serde_kwargs))
+        inspection = self.inspected()
         try:
             yield inspection
         finally:
             run(inspection.close())
+
+    def inspected(self, *, asynchronous: bool = False) -> Inspection:
+        """The store, to be looked at and closed."""
+        backend = self.backend(asynchronous=asynchronous)
+        return Inspection(backend, namespace=self.namespace, serde=Serde(self.serde_kwargs))
 
     @contextmanager
     def history(self, *, read_only: bool = False) -> Iterator[History]:
@@ -76,10 +82,8 @@ class Location:
 
     def backend(self, *, asynchronous: bool = False) -> Backend:
         """The store itself, not connected yet."""
-        base, query = split_query(self.url)
-        for not_of_the_backend in ("namespace", "on_conflict"):  # a persister's URL may be given as it is
-            query.pop(not_of_the_backend, None)
-        return open_backend(base, asynchronous=asynchronous, options=self.options, query=query)
+        backend, _ = open_place(self.url, asynchronous=asynchronous, options=self.options)
+        return backend
 
 
 def store(*, argument: bool = False) -> Callable[[F], F]:
@@ -90,7 +94,7 @@ def store(*, argument: bool = False) -> Callable[[F], F]:
         def wrapped(
             *, url: str | None, name: str | None, namespace: str | None, config: Path | None, **rest: Any
         ) -> Any:
-            return command(store=_located(url, name, namespace, config), **rest)
+            return command(store=_located(url, namespace, _settings(config, name), named=name is not None), **rest)
 
         declared: Any = wrapped
         for option in (
@@ -142,6 +146,23 @@ def partition(*, every: bool = False) -> Callable[[F], F]:
     return decorate
 
 
+def apps() -> Callable[[F], F]:
+    """Options that name an app, a partition or (by default) everything; the command gets ``partition``, ``app_id``."""
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def wrapped(*, partition: str | All | None, app_id: str | None, **rest: Any) -> Any:
+            if app_id is not None and partition is ALL:
+                raise click.UsageError("--app needs --partition or --no-partition")
+            return command(partition=partition, app_id=ALL if app_id is None else app_id, **rest)
+
+        chosen: Any = click.option("--app", "app_id", help="This app of the partition only.")(wrapped)
+        wrapper: F = partition(every=True)(chosen)
+        return wrapper
+
+    return decorate
+
+
 def _given(partition: str | None) -> bool:
     source = click.get_current_context().get_parameter_source("partition")
     return partition is not None and source is click.core.ParameterSource.COMMANDLINE
@@ -157,10 +178,9 @@ def confirm(question: str, yes: bool) -> None:
         click.confirm(question, abort=True, err=True)
 
 
-def _located(url: str | None, name: str | None, namespace: str | None, config: Path | None) -> Location:
-    settings = _settings(config, name)
+def _located(url: str | None, namespace: str | None, settings: dict[str, Any], *, named: bool) -> Location:
     options, serde_kwargs = {}, {}
-    if url is None or name is not None:
+    if url is None or named:
         url = url or settings.get("url")
         options, serde_kwargs = dict(settings.get("options", {})), dict(settings.get("serde_kwargs", {}))
     if url is None:
@@ -175,7 +195,15 @@ def _located(url: str | None, name: str | None, namespace: str | None, config: P
 
 
 def _settings(config: Path | None, name: str | None) -> dict[str, Any]:
-    """What the configuration file says of a store."""
+    """What the configuration file says of a store; it is read once a command."""
+    kept: dict[str, Any] = click.get_current_context().meta
+    if SETTINGS not in kept:
+        kept[SETTINGS] = _read(config, name)
+    settings: dict[str, Any] = kept[SETTINGS]
+    return settings
+
+
+def _read(config: Path | None, name: str | None) -> dict[str, Any]:
     path = config or CONFIG
     if config is None and not path.is_file():
         if name is not None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -26,10 +27,11 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, markup=False, emoji=False, width=10_000)
 
 
-def progress(what: str) -> Progress:
-    """A bar on standard error; nothing where that is no terminal."""
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on standard error, to be told how many are done and how many there are; nothing without a terminal."""
     errors = Console(stderr=True)
-    return Progress(
+    with Progress(
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
@@ -37,7 +39,9 @@ def progress(what: str) -> Progress:
         console=errors,
         disable=not errors.is_terminal,
         transient=True,
-    )
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_json(value: Any) -> None:
@@ -54,20 +58,6 @@ def shown_id(text: str | None) -> Text:
     if text is None:
         return Text("none", style="dim italic")
     return Text(escaped(text)) if text else Text('""', style="dim")
-
-
-def shown_size(size: float) -> str:
-    """A number of bytes, in the unit that suits it."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-        size /= 1000
-    raise AssertionError
-
-
-def shown_time(created_at: str) -> str:
-    """When a record was made, in UTC, to the millisecond."""
-    return created_at.replace("T", " ").replace("+00:00", "")[:23]
 
 
 def shown_status(status: str) -> Text:

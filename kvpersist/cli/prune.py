@@ -37,8 +37,7 @@ class _Age(click.ParamType[dt.timedelta | dt.datetime]):
 
 @click.command()
 @options.store()
-@options.partition(every=True)
-@click.option("--app", "app_id", help="This app of the partition only.")
+@options.apps()
 @click.option("--keep-last", type=click.IntRange(1), metavar="N", help="Keep the newest N completed records of an app.")
 @click.option("--older-than", type=_Age(), help="Remove what is older: a span (30d, 12h) or a date in UTC.")
 @click.option("--include-set-aside", is_flag=True, help="Also what a rewind has set aside.")
@@ -47,7 +46,7 @@ def prune(
     store: options.Location,
     partition: str | All | None,
     *,
-    app_id: str | None,
+    app_id: str | All,
     keep_last: int | None,
     older_than: dt.timedelta | dt.datetime | None,
     include_set_aside: bool,
@@ -59,22 +58,19 @@ def prune(
     """
     if keep_last is None and older_than is None:
         raise click.UsageError("say what may go: --keep-last, --older-than or both")
-    if app_id is not None and partition is ALL:
-        raise click.UsageError("--app needs --partition or --no-partition")
     where = "all partitions" if partition is ALL else "this partition"
-    if app_id is not None:
+    if app_id is not ALL:
         where = f"the app {escaped(app_id)!r}"
     options.confirm(f"Remove old records of {where} from {redacted(store.url)}?", yes)
-    with store.history() as history, output.progress("apps") as bar:
-        task = bar.add_task("apps", total=None)
+    with store.history() as history, output.progress("apps") as show:
         removed = run(
             history.prune(
                 partition,
-                ALL if app_id is None else app_id,
+                app_id,
                 keep_last=keep_last,
                 older_than=older_than,
                 include_set_aside=include_set_aside,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=show,
             )
         )
     click.echo(f"{removed:,} records removed")

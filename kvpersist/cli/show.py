@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from rich.text import Text
 
-from kvpersist.inspection import Inspection, Shown, escaped
+from kvpersist.inspection import Inspection, Shown, escaped, shown_size, shown_time
 from kvpersist.steps import run
 
 from . import options, output
@@ -49,8 +49,8 @@ def show(
             ("step", Text(str(header.sequence_id))),
             ("position", output.shown_id(header.position)),
             ("status", output.shown_status(header.status)),
-            ("time (UTC)", Text(output.shown_time(header.created_at))),
-            ("stored", Text(f"{output.shown_size(shown.size)}, {escaped(header.serializer)}")),
+            ("time (UTC)", Text(shown_time(header.created_at))),
+            ("stored", Text(f"{shown_size(shown.size)}, {escaped(header.serializer)}")),
         ):
             table.add_row(Text(name, style="bold"), value)
         console.print(table)
@@ -74,5 +74,5 @@ def found(
     if shown is None:
         at = "" if sequence_id is None else f" at the sequence id {sequence_id}"
         at += "" if position is None else f" and the position {escaped(position)!r}"
-        raise click.ClickException(absent(partition, app_id).replace(" of the app", f"{at} of the app", 1))
+        raise click.ClickException(absent(partition, app_id, at))
     return shown

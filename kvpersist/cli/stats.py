@@ -7,8 +7,8 @@ import dataclasses
 import click
 from rich.text import Text
 
-from kvpersist.history import ALL, All
-from kvpersist.inspection import Stats
+from kvpersist.history import All
+from kvpersist.inspection import shown_size, shown_time
 from kvpersist.steps import run
 
 from . import options, output
@@ -16,20 +16,12 @@ from . import options, output
 
 @click.command()
 @options.store()
-@options.partition(every=True)
-@click.option("--app", "app_id", help="This app of the partition only.")
+@options.apps()
 @options.as_json
-def stats(store: options.Location, partition: str | All | None, *, app_id: str | None, as_json: bool) -> None:
+def stats(store: options.Location, partition: str | All | None, *, app_id: str | All, as_json: bool) -> None:
     """Count records and bytes, and tell the largest apps.  Reads everything."""
-    if app_id is not None and partition is ALL:
-        raise click.UsageError("--app needs --partition or --no-partition")
-    with store.inspection() as inspection, output.progress("apps") as bar:
-        task = bar.add_task("apps", total=None)
-
-        def show(so_far: Stats) -> None:
-            bar.update(task, completed=so_far.apps)
-
-        found = run(inspection.stats(partition, ALL if app_id is None else app_id, progress=show))
+    with store.inspection() as inspection, output.progress("apps") as show:
+        found = run(inspection.stats(partition, app_id, progress=lambda so_far: show(so_far.apps, None)))
     if as_json:
         told = dataclasses.asdict(found)
         for each, app in zip(told["largest"], found.largest, strict=True):
@@ -41,7 +33,7 @@ def stats(store: options.Location, partition: str | All | None, *, app_id: str |
     totals.show_header = False
     for name in ("partitions", "apps", "records", "failed", "set_aside", "parts", "unreadable"):
         totals.add_row(Text(name.replace("_", " "), style="bold"), f"{getattr(found, name):,}")
-    totals.add_row(Text("stored", style="bold"), output.shown_size(found.size))
+    totals.add_row(Text("stored", style="bold"), shown_size(found.size))
     console.print(totals)
     if found.largest:
         numbers = ("records", "stored", "a record")
@@ -51,9 +43,9 @@ def stats(store: options.Location, partition: str | All | None, *, app_id: str |
                 output.shown_id(app.partition_key),
                 output.shown_id(app.app_id),
                 f"{app.records:,}",
-                output.shown_size(app.size),
-                output.shown_size(app.per_record),
-                output.shown_time(app.last or ""),
+                shown_size(app.size),
+                shown_size(app.per_record),
+                shown_time(app.last or ""),
             )
         console.print(Text("\nThe largest apps", style="bold"))
         console.print(table)

@@ -10,8 +10,6 @@ import click
 
 from kvpersist.errors import MissingExtraError
 from kvpersist.history import History
-from kvpersist.inspection import Inspection
-from kvpersist.serde import Serde
 from kvpersist.urls import redacted
 
 from . import options
@@ -35,12 +33,11 @@ def ui(store: options.Location, *, host: str, port: int, write: bool) -> None:
         raise MissingExtraError(
             f'the page needs starlette and uvicorn ({error}): pip install "kvpersist[ui]"'
         ) from error
-    serde = Serde(store.serde_kwargs)
-    inspection = Inspection(store.backend(asynchronous=True), namespace=store.namespace, serde=serde)
+    inspection = store.inspected(asynchronous=True)
     history = None
     if write:
         backend = store.backend(asynchronous=True)
-        history = History(backend, namespace=store.namespace, serde=serde, on_conflict="overwrite")
+        history = History(backend, namespace=store.namespace, serde=inspection.serde, on_conflict="overwrite")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kvpersist.history import ALL, All
+from kvpersist.history import All
 from kvpersist.inspection import escaped
 from kvpersist.steps import run
 
@@ -15,26 +15,22 @@ from . import options, output
 
 @click.command()
 @options.store(argument=True)
-@options.partition(every=True)
-@click.option("--app", "app_id", help="This app of the partition only.")
+@options.apps()
 @options.as_json
-def verify(store: options.Location, partition: str | All | None, *, app_id: str | None, as_json: bool) -> None:
+def verify(store: options.Location, partition: str | All | None, *, app_id: str | All, as_json: bool) -> None:
     """Read every record and part below the store at URL.
 
     Reports records that cannot be read, and parts of compact histories that are missing, broken or needed by
     nothing.  Nothing is changed, and no state is built: checksums, signatures, encryption and compression are checked.
     The exit code is 1 if any record cannot be read.
     """
-    if app_id is not None and partition is ALL:
-        raise click.UsageError("--app needs --partition or --no-partition")
-    with store.history(read_only=True) as history, output.progress("apps") as bar:
-        task = bar.add_task("apps", total=None)
+    with store.history(read_only=True) as history, output.progress("apps") as show:
         report = run(
             history.verify(
                 partition,
-                ALL if app_id is None else app_id,
+                app_id,
                 build=False,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=show,
             )
         )
     if as_json:

@@ -30,7 +30,7 @@ from kvpersist.errors import (
     StoreUnavailableError,
 )
 from kvpersist.history import History
-from kvpersist.inspection import Inspection, Listed, Shown, diff, escaped
+from kvpersist.inspection import Inspection, Listed, Shown, diff, escaped, shown_size, shown_time
 from kvpersist.steps import Step, arun, gather
 from kvpersist.urls import redacted
 
@@ -52,8 +52,6 @@ TEXT: Final = 2_000
 
 STATIC: Final = "/=static"
 """Where style and script are: a segment that no partition key has."""
-
-_CURSOR = re.compile(r"[a-z0-9!=_./~-]*").fullmatch
 
 
 class NotFound(Exception):
@@ -177,8 +175,6 @@ class Pages:
         )
 
     async def _shown(self, app: _App, name: str) -> Shown:
-        if not _CURSOR(name):
-            raise NotFound
         shown = await arun(self.inspection.record_at(app.folder + name))
         if shown is None:
             raise NotFound
@@ -191,11 +187,12 @@ class Pages:
         at = shown.header.sequence_id
 
         def found(before: int) -> Step[Listed | None]:
+            if before < 1:
+                return None
             page = yield from self.inspection.headers(app.partition_key, app.app_id, before_sequence_id=before, limit=1)
             return page.entries[0] if page.entries else None
 
-        bodies = [found(at + 2), *([found(at)] if at else [])]
-        newer, older = (*(await arun(gather(bodies))), None)[:2]
+        newer, older = await arun(gather([found(at + 2), found(at)]))
         return (newer if newer and newer.record.sequence_id > at else None), older
 
     async def diff(self, request: Request) -> Response:
@@ -231,9 +228,9 @@ class Pages:
         )
         found = []
         listed = page.entries if page else []
-        for shown in await arun(gather(self.inspection.record_at(each.key) for each in listed if each.header)):
-            hits = await asyncio.to_thread(list, _hits(shown.state, wanted)) if shown else []
-            if shown and hits:
+        for shown in await arun(gather(self.inspection.shown(each) for each in listed if each.header)):
+            hits = await asyncio.to_thread(list, _hits(shown.state, wanted))
+            if hits:
                 found.append((shown, hits[:5], len(hits)))
         before = listed[-1].record.sequence_id if page and page.after is not None else None
         return self._page(request, "search.html", app=app, q=wanted, found=found, count=len(listed), before=before)
@@ -266,8 +263,8 @@ class Pages:
         app = _App.of(request, self.inspection)
         history = self.history
         assert history is not None
-        form = await _form(request)
-        to = _number(request, "to") if request.method == "GET" else _parsed(form.get("to"))
+        form = await _fields(request)
+        to = _parsed(form.get("to"))
         if to is None:
             raise NotFound
         listed = (await arun(self.inspection.headers(app.partition_key, app.app_id, limit=1))).entries
@@ -283,12 +280,13 @@ class Pages:
         app = _App.of(request, self.inspection)
         history = self.history
         assert history is not None
-        form = await _form(request)
-        at = _number(request, "at") if request.method == "GET" else _parsed(form.get("at"))
+        form = await _fields(request)
+        at = _parsed(form.get("at"))
         if at is None:
             raise NotFound
-        problem, new = None, form.get("new", "")
+        problem, new = None, ""
         if request.method == "POST":
+            new = form.get("new", "")
             if not new:
                 problem = "The new app needs an id."
             else:
@@ -352,9 +350,10 @@ class _App(NamedTuple):
         return cls(partition_key, app_id, partition, f"/{partition}/{app}/", folder)
 
 
-async def _form(request: Request) -> dict[str, str]:
+async def _fields(request: Request) -> dict[str, str]:
+    """What a link or a form of ours says."""
     if request.method == "GET":
-        return {}
+        return dict(request.query_params)
     body = await request.body()
     try:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=10))
@@ -373,8 +372,11 @@ def _number(request: Request, name: str) -> int | None:
 
 
 def _cursor(request: Request, folder: str) -> str | None:
-    after = request.query_params.get("after")
-    if not after or not _CURSOR(after) or "/." in f"/{after}" or "./" in f"{after}/":
+    """The key or the child behind which a page begins; None where there is none, or what is given is none."""
+    after = request.query_params.get("after", "")
+    try:
+        keys.check(folder + after.removesuffix("/"))
+    except InvalidKeyError:
         return None
     return folder + after
 
@@ -453,14 +455,6 @@ class Chart(NamedTuple):
         return cls(line, f"{placed[0][0]:.1f},200 {line} {placed[-1][0]:.1f},200", largest)
 
 
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} GB"
-
-
 def _id(text: str | None) -> str:
     return "no partition key" if text is None else escaped(text) if text else '""'
 
@@ -470,8 +464,8 @@ _filters: dict[str, Callable[..., Any]] = {
     "id": _id,
     "escaped": escaped,
     "segment": keys.encode,
-    "size": _size,
-    "time": lambda created_at: escaped(created_at.replace("T", " ").replace("+00:00", "")[:23]),
+    "size": shown_size,
+    "time": lambda created_at: escaped(shown_time(created_at)),
     "json": lambda value: escaped(json.dumps(value, ensure_ascii=False))[:TEXT],
 }
 _TEMPLATES.filters.update(_filters)
