@@ -17,7 +17,7 @@ import orjson
 
 from . import keys
 from .backends import Backend
-from .errors import CorruptRecordError, InvalidIdError, InvalidKeyError, KvpersistError
+from .errors import CorruptPartError, CorruptRecordError, InvalidIdError, InvalidKeyError, KvpersistError
 from .history import ALL, VALUES_PAGE, All, History, beyond_records, record_at
 from .keys import RecordId
 from .records import Header
@@ -240,8 +240,8 @@ class Inspection:
         header, sealed = self.serde.decode(self.namespace, value, key, record)
         return Listed(record, key, len(value), header._replace(set_aside=set_aside), None, set_aside, sealed)
 
-    def shown(self, listed: Listed) -> Step[Shown]:
-        """A record of a list with its state.
+    def shown(self, listed: Listed) -> Step[Shown | None]:
+        """A record of a list with its state; None where it was deleted meanwhile, and its parts with it.
 
         Raises:
             CorruptRecordError: it is one that cannot be read.
@@ -255,6 +255,8 @@ class Inspection:
                 base = yield from self._history.parts.base_of(self.serde, keys.app_of(key), key, header, {})
             return Shown(header, key, size, self.serde.shown(header, sealed, base))
         except KvpersistError as error:
+            if isinstance(error, CorruptPartError) and (yield from self.backend.get(key)) is None:
+                return None
             return Shown(header, key, size, None, str(error))
 
     def record(
@@ -272,7 +274,11 @@ class Inspection:
         app = keys.app_prefix(self.namespace, partition_key, app_id)
         if sequence_id is None:
             page = yield from self.headers(partition_key, app_id, limit=1)
-            return (yield from self.shown(page.entries[0])) if page.entries else None
+            if not page.entries:
+                return None
+            newest = page.entries[0]
+            # What cannot be read is read again for its error's sake.
+            return (yield from self.shown(newest) if newest.header else self.record_at(newest.key))
         if position is not None:
             return (yield from self.record_at(app + keys.record_name(sequence_id, position)))
         entries, _ = yield from self.backend.scan(app + keys.sequence_name(sequence_id), limit=1, values=True)

@@ -161,6 +161,15 @@ def test_what_is_not_opened(persister: Persister, look: Callable[..., Any], url:
         run(inspection.close())
 
 
+def test_a_record_that_is_deleted_after_it_was_listed(persister: Persister, look: Callable[..., Any]) -> None:
+    for number in range(2):
+        save(persister, number, text=f"{number} " * 10_000)
+    listed = look("headers", "p", "a").entries[0]
+    assert listed.header.bases
+    persister.delete_app("p", "a")
+    assert look("shown", listed) is None
+
+
 def test_a_broken_record_hides_no_other(persister: Persister, look: Callable[..., Any], url: str) -> None:
     for number in range(3):
         save(persister, number, n=number)

@@ -84,6 +84,8 @@ def _rows(
             state, problem = None, each.error
             if problem is None:
                 shown = run(inspection.shown(each))
+                if shown is None:
+                    continue  # deleted meanwhile
                 state, problem = shown.state, shown.note
             header = each.header
             yield (

@@ -229,8 +229,8 @@ class Pages:
         found = []
         listed = page.entries if page else []
         for shown in await arun(gather(self.inspection.shown(each) for each in listed if each.header)):
-            hits = await asyncio.to_thread(list, _hits(shown.state, wanted))
-            if hits:
+            hits = await asyncio.to_thread(list, _hits(shown.state, wanted)) if shown else []
+            if shown and hits:
                 found.append((shown, hits[:5], len(hits)))
         before = listed[-1].record.sequence_id if page and page.after is not None else None
         return self._page(request, "search.html", app=app, q=wanted, found=found, count=len(listed), before=before)
