@@ -145,13 +145,17 @@ class Server:
         self._process = None
 
     def pause(self) -> None:
-        """Stop it, and return when all of it stands still: a thread may go on for a moment after the signal."""
-        self._signal(signal.SIGSTOP)
+        """Stop it, and return when all of it stands still: a thread may go on for a moment after the signal.
+
+        The signal is sent until then: a child that is born while the others are told has not heard it.
+        """
         assert self._process is not None
         process = psutil.Process(self._process.pid)
-        for each in [process, *process.children(recursive=True)]:
-            while _runs(each.pid):
-                time.sleep(0.005)
+        while True:
+            self._signal(signal.SIGSTOP)
+            if not any(_runs(each.pid) for each in [process, *process.children(recursive=True)]):
+                return
+            time.sleep(0.005)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
