@@ -3,14 +3,20 @@
 Every operation is one statement in autocommit mode: one round trip, and no transaction is left open.  Keys have the
 collation "C", which is bytewise order.  Values are stored out of line and not compressed again (EXTERNAL), so that
 looking at keys never touches them.
+
+What a save or a load runs is a `_Statement`, which goes to libpq as it is; the others go through psycopg's cursors,
+which are more comfortable, and cost as much again as the round trip.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Final, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 from ..errors import MissingExtraError, OptionError, StoreError, StoreUnavailableError
 from ..keys import scan_range
@@ -22,6 +28,8 @@ try:
     import psycopg
     import psycopg_pool
     from psycopg.conninfo import make_conninfo
+    from psycopg.generators import execute
+    from psycopg.pq import ExecStatus
     from psycopg.rows import tuple_row
     from psycopg.sql import Identifier
 except ImportError as error:
@@ -29,6 +37,23 @@ except ImportError as error:
 
 MAX_NAME = 63
 """The longest name of a table or schema, in bytes; the server would cut a longer one, and two could become one."""
+
+MOST_PREPARED: Final = 100
+"""How many statements are prepared on a connection at most, which is psycopg's limit as well."""
+
+
+class _Statement(NamedTuple):
+    """SQL for libpq: $1, $2, ... stand for parameters in their binary format, and so do the rows."""
+
+    sql: bytes
+    name: bytes
+    types: tuple[int, ...]
+
+
+@lru_cache(maxsize=1000)
+def _statement(sql: str, *types: str) -> _Statement:
+    oids = tuple(psycopg.adapters.types[each].oid for each in types)
+    return _Statement(sql.encode(), b"kvpersist_" + hashlib.sha256(sql.encode()).hexdigest()[:32].encode(), oids)
 
 
 class _Connection(psycopg.Connection[Any]):
@@ -117,23 +142,30 @@ class PostgreSQLBackend(Backend):
             disconnect=self._disconnect,
             abandon=_abandon,
         )
-        name = self._table.replace("%", "%%")
-        self._get = f"SELECT value FROM {name} WHERE key = %s"
-        self._get_several = f"SELECT key, value FROM {name} WHERE key = ANY(%s::text[])"
-        self._create = f"INSERT INTO {name} (key, value) VALUES (%s, %b) ON CONFLICT DO NOTHING RETURNING 1"
-        self._overwrite = (
-            f"INSERT INTO {name} (key, value) VALUES (%s, %b) "
-            "ON CONFLICT (key) DO UPDATE SET value = excluded.value RETURNING 1"
+        name = self._table
+        self._get = _statement(f"SELECT value FROM {name} WHERE key = $1", "text")
+        insert = f"INSERT INTO {name} (key, value) VALUES ($1, $2) ON CONFLICT"
+        self._put = {
+            "create": _statement(f"{insert} DO NOTHING RETURNING 1", "text", "bytea"),
+            "overwrite": _statement(
+                f"{insert} (key) DO UPDATE SET value = excluded.value RETURNING 1", "text", "bytea"
+            ),
+        }
+        self._replace = _statement(
+            f"UPDATE {name} SET value = $3 WHERE key = $1 AND value = $2 RETURNING 1", "text", "bytea", "bytea"
         )
-        self._replace = f"UPDATE {name} SET value = %b WHERE key = %s AND value = %b RETURNING 1"
+        self._remove = _statement(f"DELETE FROM {name} WHERE key = $1 AND value = $2 RETURNING 1", "text", "bytea")
+        # The limit is part of the statement: with it as a parameter the server would plan anew each time, since a
+        # plan for any limit looks dearer to it than the one for this limit.
+        self._keys = f"SELECT key, NULL::bytea FROM {name} WHERE key >= $1 AND key < $2 ORDER BY key LIMIT "
+        self._items = f"SELECT key, value FROM {name} WHERE key >= $1 AND key < $2 ORDER BY key LIMIT "
+        name = name.replace("%", "%%")
+        self._get_several = f"SELECT key, value FROM {name} WHERE key = ANY(%s::text[])"
         self._create_all = (
             f'INSERT INTO {name} (key, value) SELECT key, value FROM "new entries" '
             f'WHERE NOT EXISTS (SELECT 1 FROM {name} JOIN "new entries" USING (key)) RETURNING 1'
         )
-        self._remove = f"DELETE FROM {name} WHERE key = %s AND value = %b RETURNING 1"
         self._delete = f"WITH gone AS (DELETE FROM {name} WHERE key = ANY(%s::text[])) SELECT 1"
-        self._keys = f"SELECT key, NULL FROM {name} WHERE key >= %s AND key < %s ORDER BY key"
-        self._items = f"SELECT key, value FROM {name} WHERE key >= %s AND key < %s ORDER BY key"
         # A skip scan: each step seeks the first key behind all that the last child stands for.
         self._children = f"""
             WITH RECURSIVE
@@ -176,13 +208,13 @@ class PostgreSQLBackend(Backend):
         return backend
 
     def open(self) -> Step[None]:
-        yield from self._fetchall(self._get, ("",))
+        yield from self._rows(self._get, b"")
 
     def close(self) -> Step[None]:
         yield from self._clients.close()
 
     def get(self, key: str) -> Step[bytes | None]:
-        rows = yield from self._fetchall(self._get, (key,))
+        rows = yield from self._rows(self._get, key.encode())
         return rows[0][0] if rows else None
 
     def get_many(self, keys: Iterable[str]) -> Step[list[bytes | None]]:
@@ -193,7 +225,7 @@ class PostgreSQLBackend(Backend):
         return [found.get(key) for key in keys]
 
     def put(self, key: str, value: bytes, mode: Mode = "overwrite") -> Step[bool]:
-        return bool((yield from self._fetchall(getattr(self, f"_{mode}"), (key, value))))
+        return bool((yield from self._rows(self._put[mode], key.encode(), value)))
 
     def put_many(self, entries: Sequence[tuple[str, bytes]]) -> Step[bool]:
         # One statement, and so all or none.
@@ -208,8 +240,8 @@ class PostgreSQLBackend(Backend):
 
     def replace(self, key: str, old: bytes, new: bytes | None) -> Step[bool]:
         if new is None:
-            return bool((yield from self._fetchall(self._remove, (key, old))))
-        return bool((yield from self._fetchall(self._replace, (new, key, old))))
+            return bool((yield from self._rows(self._remove, key.encode(), old)))
+        return bool((yield from self._rows(self._replace, key.encode(), old, new)))
 
     def scan(
         self,
@@ -222,30 +254,37 @@ class PostgreSQLBackend(Backend):
     ) -> Step[Page]:
         limit = limit or PAGE
         start, end = scan_range(prefix, after, children=delimiter is not None)
-        # The limit is part of the statement: with it as a parameter the server would plan anew each time, since a
-        # plan for any limit looks dearer to it than the one for this limit.
         if delimiter:
             parameters = {"start": start, "end": end, "skip": len(prefix) + 1}
-            rows = yield from self._fetchall(f"{self._children} LIMIT {limit:d}", parameters)
+            entries = yield from self._fetchall(f"{self._children} LIMIT {limit:d}", parameters)
         else:
-            statement = self._items if values else self._keys
-            rows = yield from self._fetchall(f"{statement} LIMIT {limit:d}", (start, end))
-        return Page(rows, rows[-1][0] if len(rows) == limit else None)
+            statement = _statement(f"{self._items if values else self._keys}{limit:d}", "text", "text")
+            rows = yield from self._rows(statement, start.encode(), end.encode())
+            entries = [(key.decode(), value) for key, value in rows]
+        return Page(entries, entries[-1][0] if len(entries) == limit else None)
 
     def delete(self, keys: Iterable[str]) -> Step[None]:
         yield from self._fetchall(self._delete, (list(keys),))
 
     def _fetchall(self, statement: str, parameters: Any) -> Step[list[Any]]:
-        """The one place where a statement runs.
+        """The rows of a statement, through a cursor."""
+        return self._run(self._through_cursor, statement, parameters)
 
-        A connection that the server has closed is noticed when it is used.  Every operation may be done twice, so it
-        is done again on a new one.
+    def _rows(self, statement: _Statement, *parameters: bytes) -> Step[list[Any]]:
+        """The rows of a statement that goes to libpq as it is."""
+        return self._run(self._through_libpq, statement, parameters)
+
+    def _run(self, through: Callable[..., Step[list[Any]]], statement: Any, parameters: Any) -> Step[list[Any]]:
+        """The one place where statements run.
+
+        A connection that the server has closed is noticed when it is used, and so is a statement that somebody has
+        deallocated.  Every operation may be done twice, so it is done again.
         """
         try:
             try:
-                return (yield from self._fetchall_once(statement, parameters))
-            except _Broken:
-                return (yield from self._fetchall_once(statement, parameters))
+                return (yield from self._run_once(through, statement, parameters))
+            except (_Broken, psycopg.errors.InvalidSqlStatementName):
+                return (yield from self._run_once(through, statement, parameters))
         except _Broken as broken:
             raise self._translated(broken.error) from broken.error
         except psycopg.errors.UndefinedTable as error:
@@ -255,15 +294,13 @@ class PostgreSQLBackend(Backend):
         except psycopg.Error as error:
             raise self._translated(error) from error
 
-    def _fetchall_once(self, statement: str, parameters: Any) -> Step[list[Any]]:
+    def _run_once(self, through: Callable[..., Step[list[Any]]], statement: Any, parameters: Any) -> Step[list[Any]]:
         client = yield from self._clients.get()
         connection = (yield client.getconn()) if self._pool else client
         try:
             if not self._table_is_there and not self.read_only:
                 yield from self._make_table(connection)
-            cursor = connection.cursor(binary=True, row_factory=tuple_row)
-            yield cursor.execute(statement, parameters, prepare=self._prepare)
-            rows: list[Any] = yield cursor.fetchall()
+            rows = yield from through(connection, statement, parameters)
         except GeneratorExit:  # nothing can be waited for any more
             raise
         except BaseException as error:
@@ -282,6 +319,42 @@ class PostgreSQLBackend(Backend):
         if self._pool:
             yield client.putconn(connection)
         return rows
+
+    def _through_cursor(self, connection: Any, statement: str, parameters: Any) -> Step[list[Any]]:
+        cursor = connection.cursor(binary=True, row_factory=tuple_row)
+        yield cursor.execute(statement, parameters, prepare=self._prepare)
+        rows: list[Any] = yield cursor.fetchall()
+        return rows
+
+    def _through_libpq(self, connection: Any, statement: _Statement, parameters: tuple[bytes, ...]) -> Step[list[Any]]:
+        sql, name, types = statement
+        pgconn = connection.pgconn
+        binary = (1,) * len(types)
+        yield connection.lock.acquire()
+        try:
+            is_prepared = False
+            if self._prepare:
+                prepared = _prepared.setdefault(connection, set())
+                is_prepared = name in prepared
+                if not is_prepared and len(prepared) < MOST_PREPARED:
+                    pgconn.send_prepare(name, sql, types)
+                    # A task that was cancelled here may have prepared it; what has this name is this statement.
+                    with contextlib.suppress(psycopg.errors.DuplicatePreparedStatement):
+                        _checked((yield connection.wait(execute(pgconn))))
+                    prepared.add(name)
+                    is_prepared = True
+            if is_prepared:
+                pgconn.send_query_prepared(name, parameters, binary, 1)
+            else:
+                pgconn.send_query_params(sql, parameters, types, binary, 1)
+            result = _checked((yield connection.wait(execute(pgconn))))
+        except psycopg.errors.InvalidSqlStatementName:  # somebody has deallocated what was prepared
+            _prepared.pop(connection, None)
+            raise
+        finally:
+            connection.lock.release()
+        value, columns = result.get_value, range(result.nfields)
+        return [[value(row, column) for column in columns] for row in range(result.ntuples)]
 
     def _connect(self) -> Step[Any]:
         connection_class: Any = _AsyncConnection if self.asynchronous else _Connection
@@ -368,6 +441,17 @@ class _Broken(Exception):
         super().__init__(error)
         self.error = error
 
+
+def _checked(results: list[Any]) -> Any:
+    """The result of a statement, or its error."""
+    (result,) = results
+    if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+        raise psycopg.errors.error_from_result(result)
+    return result
+
+
+_prepared: WeakKeyDictionary[Any, set[bytes]] = WeakKeyDictionary()
+"""The names of the statements that are prepared on a connection, whoever uses it."""
 
 _GIVEN = "postgresql://client"
 # What the loser of a race to make a table may be told, depending on how far the winner was.

@@ -25,16 +25,19 @@ has another token and keeps its name.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
+import sys
+import threading
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple, NoReturn
 from urllib.parse import unquote, urlencode, urlsplit
 
 from ..errors import MissingExtraError, OptionError, StoreError, StoreUnavailableError
 from ..keys import scan_range
-from ..steps import Step
+from ..steps import Step, arun
 from ..urls import redacted
 from . import PAGE, Backend, Clients, Entry, GivenClient, Mode, Page
 
@@ -46,6 +49,11 @@ try:
     from redis.retry import Retry
 except ImportError as error:
     raise MissingExtraError('Redis needs redis-py: pip install "kvpersist[redis]"') from error
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout as time_limit
+else:
+    from async_timeout import timeout as time_limit  # redis-py needs it there as well
 
 DEPTH: Final = 3
 """How many segments name an app's folder."""
@@ -286,7 +294,7 @@ class RedisBackend(Backend):
         self._is_cluster = urlsplit(url).scheme.endswith("+cluster")
         if replicas and self._is_cluster:
             raise OptionError("replicas= is not for a cluster: redis-py sends WAIT there in a request of its own")
-        self._clients: Clients[Any] | GivenClient[Any] = Clients(
+        self._clients: Clients[_Client] | GivenClient[_Client] = Clients(
             asynchronous=asynchronous,
             connect=self._connect,
             disconnect=self._disconnect,
@@ -315,7 +323,7 @@ class RedisBackend(Backend):
         backend = cls(
             "redis+cluster://client" if is_cluster else "redis://client", asynchronous=asynchronous, **options
         )
-        backend._clients = GivenClient(client)
+        backend._clients = GivenClient(_Client(client))
         return backend
 
     def open(self) -> Step[None]:
@@ -487,14 +495,14 @@ class RedisBackend(Backend):
         values, index = self._keys(folder)
         try:
             client = yield from self._clients.get()
-            transaction = client.pipeline(transaction=True)
+            transaction = client.redis.pipeline(transaction=True)
             transaction.hget(values, "")
             transaction.execute_command("HSETNX" if mode == "create" else "HSET", values, name, value)
             transaction.execute_command("ZADD", index, 0, name)
             if ttl:
                 transaction.execute_command("PEXPIRE", values, ttl)
                 transaction.execute_command("PEXPIRE", index, ttl)
-            state, won, *_ = yield transaction.execute()
+            state, won, *_ = yield client.in_time(transaction.execute())
         except _FAILURES as error:
             self._fail(error)
         return mode == "overwrite" or bool(won), state
@@ -532,13 +540,14 @@ class RedisBackend(Backend):
         """The one place where a command is sent."""
         try:
             client = yield from self._clients.get()
-            # Values are bytes, also where the client was made to decode.
             if not (self._replicas and writes):
-                return (yield client.execute_command(*command, NEVER_DECODE=True))
-            pipeline = client.pipeline(transaction=False)
+                if client.seconds is None:
+                    return (yield from client.execute(command))
+                return (yield client.in_time(arun(client.execute(command))))
+            pipeline = client.redis.pipeline(transaction=False)
             pipeline.execute_command(*command, NEVER_DECODE=True)
             pipeline.execute_command("WAIT", self._replicas, round(self._timeout * 500))
-            result, copies = yield pipeline.execute()
+            result, copies = yield client.in_time(pipeline.execute())
         except _FAILURES as error:
             self._fail(error)
         if copies < self._replicas:
@@ -548,7 +557,7 @@ class RedisBackend(Backend):
             )
         return result
 
-    def _connect(self) -> Step[Any]:
+    def _connect(self) -> Step[_Client]:
         yield from ()
         scheme, _, kind = urlsplit(self.url).scheme.partition("+")
         module: Any = redis.asyncio if self.asynchronous else redis
@@ -567,13 +576,19 @@ class RedisBackend(Backend):
                 if self.asynchronous:
                     # A task that finds all connections in use waits for one.
                     options.setdefault("timeout", self._timeout)
+                    # A limit for a command as a whole costs less than redis-py's, one to send and one to receive.
+                    options["socket_timeout"] = None
                     pool = _AsyncPool.from_url(self.url + query, **options)
                 else:
                     # As many connections as there are threads.
                     options.setdefault("max_connections", 2**31)
                     pool = module.ConnectionPool.from_url(self.url + query, **options)
                 pool.connection_class(**pool.connection_kwargs)  # not connected, but raises for an unknown option
-                return module.Redis.from_pool(pool)
+                return _Client(
+                    module.Redis.from_pool(pool),
+                    keeps_one=pool.max_connections > 1,
+                    seconds=self._timeout if self.asynchronous else None,
+                )
             login, at, listed = urlsplit(self.url).netloc.rpartition("@")
             first = f"{login}{at}{listed.partition(',')[0]}"
             options = {**module.connection.parse_url(f"{scheme}://{first}{query}"), **options}
@@ -587,7 +602,7 @@ class RedisBackend(Backend):
                 client = module.RedisCluster(startup_nodes=[node(*host) for host in self._hosts], **options)
                 if self.asynchronous:
                     yield client.initialize()  # by one task, before many use it
-                return client
+                return _Client(client)
             service, _, database = urlsplit(self.url).path.strip("/").partition("/")
             if not service:
                 raise OptionError(f"{redacted(self.url)!r} names no service, as in redis+sentinel://host:26379/service")
@@ -595,13 +610,13 @@ class RedisBackend(Backend):
             sentinel = module.sentinel.Sentinel(
                 self._hosts, sentinel_kwargs={**shared, **options.pop("sentinel_kwargs", {})}, **options
             )
-            return sentinel.master_for(unquote(service), db=int(database or 0))
+            return _Client(sentinel.master_for(unquote(service), db=int(database or 0)))
         except (TypeError, ValueError) as error:
             raise OptionError(f"{redacted(self.url)}: {error}") from error
 
-    def _disconnect(self, client: Any) -> Step[None]:
-        manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
-        for each in [client, *(manager.sentinels if manager else [])]:
+    def _disconnect(self, client: _Client) -> Step[None]:
+        manager = getattr(getattr(client.redis, "connection_pool", None), "sentinel_manager", None)
+        for each in [client.redis, *(manager.sentinels if manager else [])]:
             yield each.aclose() if self.asynchronous else each.close()
 
     def _fail(self, error: Exception) -> NoReturn:
@@ -613,13 +628,67 @@ class RedisBackend(Backend):
         message = f"{redacted(self.url)}: {error}"
         if isinstance(error, (redis.AuthenticationError, redis.exceptions.AuthorizationError)):
             return StoreError(f"{redacted(self.url)}: the server refuses the login: {error}")
-        if isinstance(error, redis.TimeoutError):
+        if isinstance(error, (redis.TimeoutError, asyncio.TimeoutError)):
             return StoreUnavailableError(f"{redacted(self.url)}: no answer within {self._timeout} s")
         if isinstance(error, (OSError, AttributeError, redis.ConnectionError, redis.ReadOnlyError, *_CLUSTER_DOWN)):
             return StoreUnavailableError(message)
         if isinstance(error, redis.exceptions.OutOfMemoryError):
             return StoreError(f"{redacted(self.url)}: the server's maxmemory is used up: {error}")
         return StoreError(message)
+
+
+class _Client:
+    """A client of redis-py's, and one connection of its pool that is kept for who comes first.
+
+    What a command costs in redis-py is most of all its way through the pool, which asks the socket each time whether an
+    answer is left over.  Here the connection is closed unless its last answer was read whole, so none ever is.
+    """
+
+    def __init__(self, client: Any, *, keeps_one: bool = False, seconds: float | None = None) -> None:
+        self.redis = client
+        self.seconds = seconds
+        """The time limit of a command, where redis-py does not watch over it."""
+        self._kept: Any = None
+        self._is_clean = True
+        self._in_use = threading.Lock()
+        if not keeps_one:
+            self._in_use.acquire()
+
+    def execute(self, command: tuple[Any, ...]) -> Step[Any]:
+        """Send a command; values come as bytes, also where the client was made to decode."""
+        if not self._in_use.acquire(blocking=False):
+            return (yield self.redis.execute_command(*command, NEVER_DECODE=True))
+        try:
+            if self._kept is None:
+                self._kept = yield self.redis.connection_pool.get_connection()
+            try:
+                return (yield from self._exchange(command))
+            except redis.ConnectionError:  # most often the server has closed it while it was idle
+                return (yield from self._exchange(command))
+        finally:
+            self._in_use.release()
+
+    def _exchange(self, command: tuple[Any, ...]) -> Step[Any]:
+        if not self._is_clean:
+            yield self._kept.disconnect()
+        self._is_clean = False
+        yield self._kept.send_command(*command)
+        try:
+            answer = yield self._kept.read_response(disable_decoding=True)
+        except redis.ResponseError:
+            self._is_clean = True
+            raise
+        self._is_clean = True
+        return answer
+
+    def in_time(self, awaitable: Any) -> Any:
+        """The same, limited in time where redis-py does not watch over it."""
+        return awaitable if self.seconds is None else _in_time(self.seconds, awaitable)
+
+
+async def _in_time(seconds: float, awaitable: Awaitable[Any]) -> Any:
+    async with time_limit(seconds):
+        return await awaitable
 
 
 class _AsyncPool(redis.asyncio.BlockingConnectionPool):
@@ -640,7 +709,10 @@ class _AsyncPool(redis.asyncio.BlockingConnectionPool):
 
 # Where a task of redis-py's async cluster client meets a fault, it closes the connections of the others as well.  One
 # that was just about to write finds no writer: "'NoneType' object has no attribute 'writelines'".
-_FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException, OSError, AttributeError)
+_FAILURES = (
+    *(redis.RedisError, redis.exceptions.RedisClusterException, OSError, asyncio.TimeoutError),
+    AttributeError,
+)
 _CLUSTER_DOWN = (
     redis.exceptions.ClusterDownError,
     redis.exceptions.TryAgainError,
