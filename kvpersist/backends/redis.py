@@ -44,6 +44,7 @@ from . import PAGE, Backend, Clients, Entry, GivenClient, Mode, Page
 try:
     import redis
     import redis.asyncio
+    from hiredis import pack_command
     from redis.asyncio.retry import Retry as AsyncRetry
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -672,7 +673,8 @@ class _Client:
         if not self._is_clean:
             yield self._kept.disconnect()
         self._is_clean = False
-        yield self._kept.send_command(*command)
+        # The async client of redis-py would pack it in Python.
+        yield self._kept.send_packed_command([pack_command(command)])
         try:
             answer = yield self._kept.read_response(disable_decoding=True)
         except redis.ResponseError:
