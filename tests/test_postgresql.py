@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import selectors
+import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -335,6 +339,63 @@ class TestConnections(FaceFixtures):
                     results = await asyncio.gather(*tasks, return_exceptions=True)
                     assert results[1::2] == [b"x" * 100] * 10
                     assert await store.get("a/b") == b"x" * 100
+
+        asyncio.run(main())
+
+    def test_a_connection_that_ends_while_idle_keeps_no_loop_busy(self, server: Server, url: str) -> None:
+        rounds = 0
+
+        class Counting(selectors.DefaultSelector):
+            def select(self, timeout: float | None = None) -> Any:
+                nonlocal rounds
+                rounds += 1
+                return super().select(timeout)
+
+        async def main() -> None:
+            name = unique()
+            async with AsyncStore.from_url(url, table=name, application_name=name) as store:
+                await store.put("a/b", b"x")
+                assert _kill_connections(server, name) == 1
+                before = rounds
+                await asyncio.sleep(0.3)
+                assert rounds - before < 20
+                assert await store.get("a/b") == b"x"
+
+        loop = asyncio.SelectorEventLoop(Counting())
+        loop.run_until_complete(main())
+        loop.close()
+
+    def test_a_connection_that_ended_leaves_its_number_to_others(self, server: Server, url: str) -> None:
+        """The loop must not take another socket with its file descriptor for it."""
+
+        async def main() -> None:
+            name = unique()
+            async with AsyncStore.from_url(url, table=name, application_name=name) as store:
+                await store.put("a/b", b"x")
+                for _ in range(10):
+                    assert _kill_connections(server, name) == 1
+                    with contextlib.suppress(StoreError):
+                        await store.get("a/b")
+                    for _ in range(3):
+                        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                        writer.write(struct.pack("!ii", 8, 80877103))  # may we speak TLS?
+                        assert await asyncio.wait_for(reader.read(1), 5) == b"N"
+                        writer.close()
+                        await writer.wait_closed()
+                    assert await store.get("a/b") == b"x"
+
+        asyncio.run(main())
+
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")
+    def test_a_store_that_nobody_closes_is_collected(self, server: Server, url: str) -> None:
+        async def main() -> None:
+            name = unique()
+            store = AsyncStore.from_url(url, table=name, application_name=name)
+            await store.put("a/b", b"x")
+            assert _activity(server, name) == ["idle"]
+            del store
+            gc.collect()
+            await asyncio.to_thread(_until, lambda: _activity(server, name) == [])
 
         asyncio.run(main())
 

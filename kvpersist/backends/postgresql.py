@@ -10,10 +10,11 @@ which are more comfortable, and cost as much again as the round trip.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -29,9 +30,10 @@ try:
     import psycopg_pool
     from psycopg.conninfo import make_conninfo
     from psycopg.generators import execute
-    from psycopg.pq import ExecStatus
+    from psycopg.pq import ConnStatus, ExecStatus
     from psycopg.rows import tuple_row
     from psycopg.sql import Identifier
+    from psycopg.waiting import Ready
 except ImportError as error:
     raise MissingExtraError('PostgreSQL needs psycopg: pip install "kvpersist[postgresql]"') from error
 
@@ -40,6 +42,8 @@ MAX_NAME = 63
 
 MOST_PREPARED: Final = 100
 """How many statements are prepared on a connection at most, which is psycopg's limit as well."""
+
+READ, WRITE = int(Ready.R), int(Ready.W)  # also what generators of psycopg's wait for
 
 
 class _Statement(NamedTuple):
@@ -66,12 +70,130 @@ class _Connection(psycopg.Connection[Any]):
 
 
 class _AsyncConnection(psycopg.AsyncConnection[Any]):
-    """The async twin of `_Connection`."""
+    """The async twin of `_Connection`, whose socket stays with the event loop from one wait to the next.
+
+    psycopg enters and removes it for each wait, which takes about as long as the rest of a statement.
+    """
 
     answer_timeout: float | None = None
+    _socket: _Socket | None = None
 
     async def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        return await super().wait(gen, interval, self.answer_timeout if timeout is None else timeout)
+        if self._socket is None:
+            self._socket = _Socket(self.pgconn.socket)
+        try:
+            return await self._socket.finish(gen, self.answer_timeout if timeout is None else timeout)
+        except (asyncio.CancelledError, KeyboardInterrupt) as error:
+            self._socket.leave()
+            return await super().wait(_Interrupted(gen, error), interval)  # type: ignore[arg-type]
+        except BaseException:
+            if self.pgconn.status != ConnStatus.OK:
+                self._socket.leave()
+            raise
+
+    async def close(self) -> None:
+        self._leave()
+        await super().close()
+
+    def __del__(self, *warn: Any) -> None:
+        self._leave()
+        super().__del__(*warn)
+
+    def _leave(self) -> None:
+        if self._socket is not None:
+            self._socket.leave()
+
+
+class _Socket:
+    """A connection's socket, which an event loop watches.
+
+    It does not know the connection, which could not be collected otherwise.  It has to leave before the file descriptor
+    is closed, or right after: the loop would take the next file of this number for it.
+    """
+
+    def __init__(self, fileno: int) -> None:
+        self._fileno = fileno
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiter: asyncio.Future[int] | None = None
+        self._is_unread = False
+        self._deadline = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def finish(self, gen: Any, timeout: float | None) -> Any:
+        """What a generator of psycopg's returns in the end, which yields what it waits for."""
+        try:
+            waits_for = next(gen)  # raises where the connection is closed, whose number is another's by now
+            loop = self._loop
+            if loop is None:
+                loop = self._loop = asyncio.get_running_loop()
+                loop.add_reader(self._fileno, self._wake, READ)
+            if timeout is not None:
+                self._deadline = loop.time() + timeout
+                if self._timer is not None and self._timer.when() > self._deadline:
+                    self._timer.cancel()
+                    self._timer = None
+                if self._timer is None:
+                    self._timer = loop.call_at(self._deadline, self._expire)
+            while True:
+                self._waiter = loop.create_future()
+                self._is_unread = False
+                if waits_for & WRITE:
+                    loop.add_writer(self._fileno, self._wake, WRITE)
+                try:
+                    ready = await self._waiter
+                finally:
+                    self._waiter = None
+                    if waits_for & WRITE:
+                        loop.remove_writer(self._fileno)
+                waits_for = gen.send(ready)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            self._deadline = math.inf
+
+    def leave(self) -> None:
+        """Let the loop forget it, until the next wait."""
+        loop, self._loop = self._loop, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if loop is not None and not loop.is_closed():
+            loop.remove_reader(self._fileno)
+
+    def _wake(self, ready: int) -> None:
+        if self._waiter is None:
+            if self._is_unread:  # the server has closed it, or has something to say that nobody asked for
+                self.leave()
+            self._is_unread = True  # or the loop saw it twice before the one that waited came to read
+        elif not self._waiter.done():
+            self._waiter.set_result(ready)
+
+    def _expire(self) -> None:
+        """The one timer has come to its end, and most often another wait has begun since it was set."""
+        assert self._loop is not None
+        self._timer = None
+        if self._deadline > self._loop.time():
+            if self._deadline < math.inf:
+                self._timer = self._loop.call_at(self._deadline, self._expire)
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(psycopg.errors._WaitTimeout("wait timeout expired"))
+
+
+class _Interrupted:
+    """A generator of psycopg's whose wait was interrupted: psycopg cancels the statement and waits for its end."""
+
+    def __init__(self, gen: Any, error: BaseException) -> None:
+        self._gen = gen
+        self._error: BaseException | None = error
+
+    def __next__(self) -> int:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return READ
+
+    def send(self, ready: int) -> Any:
+        return self._gen.send(ready)
 
 
 class PostgreSQLBackend(Backend):
@@ -327,27 +449,9 @@ class PostgreSQLBackend(Backend):
         return rows
 
     def _through_libpq(self, connection: Any, statement: _Statement, parameters: tuple[bytes, ...]) -> Step[list[Any]]:
-        sql, name, types = statement
-        pgconn = connection.pgconn
-        binary = (1,) * len(types)
         yield connection.lock.acquire()
         try:
-            is_prepared = False
-            if self._prepare:
-                prepared = _prepared.setdefault(connection, set())
-                is_prepared = name in prepared
-                if not is_prepared and len(prepared) < MOST_PREPARED:
-                    pgconn.send_prepare(name, sql, types)
-                    # A task that was cancelled here may have prepared it; what has this name is this statement.
-                    with contextlib.suppress(psycopg.errors.DuplicatePreparedStatement):
-                        _checked((yield connection.wait(execute(pgconn))))
-                    prepared.add(name)
-                    is_prepared = True
-            if is_prepared:
-                pgconn.send_query_prepared(name, parameters, binary, 1)
-            else:
-                pgconn.send_query_params(sql, parameters, types, binary, 1)
-            result = _checked((yield connection.wait(execute(pgconn))))
+            result = yield connection.wait(_query(connection, statement, parameters, prepare=self._prepare))
         except psycopg.errors.InvalidSqlStatementName:  # somebody has deallocated what was prepared
             _prepared.pop(connection, None)
             raise
@@ -440,6 +544,29 @@ class _Broken(Exception):
     def __init__(self, error: psycopg.Error) -> None:
         super().__init__(error)
         self.error = error
+
+
+def _query(
+    connection: Any, statement: _Statement, parameters: tuple[bytes, ...], *, prepare: bool
+) -> Generator[Any, Any, Any]:
+    """The result of a statement, as a generator that connections of psycopg's wait for."""
+    sql, name, types = statement
+    pgconn = connection.pgconn
+    binary = (1,) * len(types)
+    prepared: set[bytes] | None = _prepared.get(connection)
+    if prepared is None:
+        prepared = _prepared[connection] = set()
+    if prepare and name not in prepared and len(prepared) < MOST_PREPARED:
+        pgconn.send_prepare(name, sql, types)
+        # A task that was cancelled here may have prepared it; what has this name is this statement.
+        with contextlib.suppress(psycopg.errors.DuplicatePreparedStatement):
+            _checked((yield from execute(pgconn)))
+        prepared.add(name)
+    if name in prepared:
+        pgconn.send_query_prepared(name, parameters, binary, 1)
+    else:
+        pgconn.send_query_params(sql, parameters, types, binary, 1)
+    return _checked((yield from execute(pgconn)))
 
 
 def _checked(results: list[Any]) -> Any:
