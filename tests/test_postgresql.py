@@ -442,9 +442,10 @@ class TestConnections(FaceFixtures):
                 ).format(Identifier(table))
             )
             connection.execute(SQL("ANALYZE {}").format(Identifier(table)))
-            backend = persister._history.backend
-            parameters = {"start": "kvpersist/p/", "end": "kvpersist/p0", "skip": 13}
-            plan = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {backend._children}", parameters).fetchone()
+            connection.execute(f"PREPARE children (text, text, int) AS {persister._history.backend._children} 1000")
+            plan = connection.execute(
+                "EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE children ('kvpersist/p/', 'kvpersist/p0', 13)"
+            ).fetchone()
             assert plan is not None
             assert len(persister.list_app_ids("p")) == 10
             assert 10 <= _rows_read(plan[0][0]["Plan"]) <= 30

@@ -281,6 +281,21 @@ class PostgreSQLBackend(Backend):
         # plan for any limit looks dearer to it than the one for this limit.
         self._keys = f"SELECT key, NULL::bytea FROM {name} WHERE key >= $1 AND key < $2 ORDER BY key LIMIT "
         self._items = f"SELECT key, value FROM {name} WHERE key >= $1 AND key < $2 ORDER BY key LIMIT "
+        # A skip scan: each step seeks the first key behind all that the last child stands for.
+        self._children = f"""
+            WITH RECURSIVE
+              found(key) AS (
+                (SELECT key FROM {name} WHERE key >= $1 AND key < $2 ORDER BY key LIMIT 1)
+                UNION ALL
+                SELECT (SELECT key FROM {name} WHERE key < $2 AND key >=
+                          CASE strpos(substr(found.key, $3), '/') WHEN 0 THEN found.key || ' ' ELSE
+                            left(found.key, $3 - 2 + strpos(substr(found.key, $3), '/')) || '0' END
+                        ORDER BY key LIMIT 1)
+                FROM found WHERE found.key IS NOT NULL
+              )
+            SELECT CASE strpos(substr(key, $3), '/') WHEN 0 THEN key
+                     ELSE left(key, $3 - 1 + strpos(substr(key, $3), '/')) END, NULL::bytea
+            FROM found WHERE key IS NOT NULL LIMIT """
         name = name.replace("%", "%%")
         self._get_several = f"SELECT key, value FROM {name} WHERE key = ANY(%s::text[])"
         self._create_all = (
@@ -288,21 +303,6 @@ class PostgreSQLBackend(Backend):
             f'WHERE NOT EXISTS (SELECT 1 FROM {name} JOIN "new entries" USING (key)) RETURNING 1'
         )
         self._delete = f"WITH gone AS (DELETE FROM {name} WHERE key = ANY(%s::text[])) SELECT 1"
-        # A skip scan: each step seeks the first key behind all that the last child stands for.
-        self._children = f"""
-            WITH RECURSIVE
-              found(key) AS (
-                (SELECT key FROM {name} WHERE key >= %(start)s AND key < %(end)s ORDER BY key LIMIT 1)
-                UNION ALL
-                SELECT (SELECT key FROM {name} WHERE key < %(end)s AND key >=
-                          CASE strpos(substr(found.key, %(skip)s), '/') WHEN 0 THEN found.key || ' ' ELSE
-                            left(found.key, %(skip)s - 2 + strpos(substr(found.key, %(skip)s), '/')) || '0' END
-                        ORDER BY key LIMIT 1)
-                FROM found WHERE found.key IS NOT NULL
-              )
-            SELECT CASE strpos(substr(key, %(skip)s), '/') WHEN 0 THEN key
-                     ELSE left(key, %(skip)s - 1 + strpos(substr(key, %(skip)s), '/')) END, NULL
-            FROM found WHERE key IS NOT NULL"""
 
     @classmethod
     def of_client(cls, client: Any, *, asynchronous: bool, **options: Any) -> PostgreSQLBackend:
@@ -376,13 +376,14 @@ class PostgreSQLBackend(Backend):
     ) -> Step[Page]:
         limit = limit or PAGE
         start, end = scan_range(prefix, after, children=delimiter is not None)
+        parameters = [start.encode(), end.encode()]
         if delimiter:
-            parameters = {"start": start, "end": end, "skip": len(prefix) + 1}
-            entries = yield from self._fetchall(f"{self._children} LIMIT {limit:d}", parameters)
+            statement = _statement(f"{self._children}{limit:d}", "text", "text", "int4")
+            parameters.append((len(prefix) + 1).to_bytes(4, "big"))
         else:
             statement = _statement(f"{self._items if values else self._keys}{limit:d}", "text", "text")
-            rows = yield from self._rows(statement, start.encode(), end.encode())
-            entries = [(key.decode(), value) for key, value in rows]
+        rows = yield from self._rows(statement, *parameters)
+        entries = [(key.decode(), value) for key, value in rows]
         return Page(entries, entries[-1][0] if len(entries) == limit else None)
 
     def delete(self, keys: Iterable[str]) -> Step[None]:
