@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
-import psycopg
 from burr.core import State
 
 from kvpersist import Persister
@@ -22,7 +21,7 @@ from kvpersist import Persister
 from . import subjects
 from .pairs import compare, in_turn, ratio
 from .report import heading, row
-from .subjects import IN_FLIGHT, Compared, Loop, PostgreSQL, Redis, Subject, servers, states_of
+from .subjects import IN_FLIGHT, Compared, Loop, PostgreSQL, Redis, SQLite, Subject, servers, states_of
 
 SIZES = {"1 KB": 1000, "1 MB": 1_000_000}
 PAIRS = (*(("kvpersist", other) for other in ("bare", "by hand", "Burr", "LangGraph")), ("Store", "bare"))
@@ -124,31 +123,42 @@ def case(store: Compared, face: str, size: str, depth: int, flight: int, numbers
     loop.close()
 
 
+STEPS = {
+    "PostgreSQL": "SELECT step FROM generate_series(0, 9999) AS step",
+    "SQLite": "WITH RECURSIVE s(step) AS (SELECT 0 UNION ALL SELECT step + 1 FROM s LIMIT 10000) SELECT step FROM s",
+}
+
+
 def listing() -> None:
-    """The apps of a partition: 10 apps of 10,000 steps each, to Burr's PostgreSQL persister."""
+    """The apps of a partition: 10 apps of 10,000 steps each, to Burr's persisters for PostgreSQL and SQLite."""
     small = State({"text": "x" * 100})
-    postgresql = PostgreSQL()
-    postgresql.fresh()
-    burr = postgresql.burr(False, 1)
-    burr.initialize()
-    burr.save("p", "a", -1, "step", small, "completed")
-    with psycopg.connect(postgresql.url, autocommit=True) as connection:
-        connection.execute(
+    postgresql, sqlite = PostgreSQL(), SQLite()
+    theirs = {}
+    for store in (postgresql, sqlite):
+        store.fresh()
+        burr = theirs[store.name] = store.burr(False, 1)
+        burr.initialize()
+        burr.save("p", "a", -1, "step", small, "completed")
+        steps = STEPS[store.name]
+        burr.connection.cursor().execute(
             "INSERT INTO burr_state (partition_key, app_id, sequence_id, position, status, state) "
-            "SELECT partition_key, 'app' || app, step, position, status, state "
-            "FROM burr_state, generate_series(0, 9) AS app, generate_series(0, 9999) AS step"
+            "SELECT partition_key, 'app' || app, steps.step, position, status, state FROM burr_state, "
+            f"({steps}) AS steps, (SELECT step AS app FROM ({steps}) AS s WHERE step < 10) AS apps"
         )
-    for store in (Redis(), postgresql):
+        burr.connection.commit()
+    for store in (Redis(), postgresql, sqlite):
         with Persister.from_url(store.url) as ours:
             for app in range(10):
                 for step in range(10_000):
                     ours.save("p", f"app{app}", step, "step", small, "completed")
             assert ours.list_app_ids("p") == [f"app{app}" for app in range(10)]
+            name = store.name if store.name in theirs else "PostgreSQL"
             found = compare(
                 lambda ours=ours: ours.list_app_ids("p"),  # type: ignore[misc]
-                lambda: burr.list_app_ids("p"),
+                lambda burr=theirs[name]: burr.list_app_ids("p"),  # type: ignore[misc]
                 pairs=9,
-                calls=3,
+                calls=10,
             )
-            row("stores", f"{store.name}, list_app_ids, 10 x 10,000", "kvpersist", "Burr's PostgreSQL", found, 0.01)
-    burr.cleanup()
+            row("stores", f"{store.name}, list_app_ids, 10 x 10,000", "kvpersist", f"Burr's {name}", found, 0.01)
+    for burr in theirs.values():
+        burr.cleanup()
