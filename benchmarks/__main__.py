@@ -17,16 +17,14 @@ from . import report
 ALL = ["core", "serializers", "object_stores", "stores", "compaction"]
 
 
-# Whether malloc gives large pieces of memory back to the system is otherwise a matter of luck, and taking them again
-# is three quarters of the time that it takes to read a megabyte.
+# Whether malloc gives large pieces of memory back to the system is otherwise a matter of luck, here and in the servers;
+# where it does, taking them again is three quarters of the time in which PostgreSQL hands over a megabyte.
 KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 
 
 def main() -> None:
     if not KEPT_MEMORY.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], {**os.environ, **KEPT_MEMORY})
-    for name in KEPT_MEMORY:
-        del os.environ[name]  # it was for this process, not for the servers
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}")
     parser.add_argument("--quick", action="store_true", help="measure less of the stores, and keep nothing")

@@ -578,7 +578,7 @@ class RedisBackend(Backend):
                     # A task that finds all connections in use waits for one.
                     options.setdefault("timeout", self._timeout)
                     # A limit for a command as a whole costs less than redis-py's, one to send and one to receive.
-                    options["socket_timeout"] = None
+                    options["socket_timeout"] = self._driver_options.get("socket_timeout")
                     pool = _AsyncPool.from_url(self.url + query, **options)
                 else:
                     # As many connections as there are threads.

@@ -200,7 +200,7 @@ class Serde:
             return True
         if header.serializer == self.writer_name and _is_safe(self.writer):
             return False  # equal states have equal bytes
-        state = self._loads(header, stored)
+        state = self._loads(self._reader(header), header, stored)
         if _is_safe(self.writer):
             try:
                 return self.dumps(state) == payload
@@ -237,8 +237,8 @@ class Serde:
             UntrustedRecordError: where it is not encrypted, or not with one of the encryption keys.
             DeserializationError: where it holds what this reader cannot or may not rebuild.
         """
-        self._reader(header)  # an unsafe record is refused before anything is done with it
-        return self._loads(header, self.opened(header, sealed, base))
+        reader = self._reader(header)  # an unsafe record is refused before anything is done with it
+        return self._loads(reader, header, self.opened(header, sealed, base))
 
     def shown(self, header: Header, sealed: Sealed, base: bytes | None = None) -> Any:
         """The state of a decoded record as a tree that JSON can hold, without building what it names.
@@ -280,8 +280,7 @@ class Serde:
             )
         return payload
 
-    def _loads(self, header: Header, payload: bytes) -> dict[str, Any]:
-        reader = self._reader(header)
+    def _loads(self, reader: Serializer, header: Header, payload: bytes) -> dict[str, Any]:
         of_another = header.python is not None and header.python != PYTHON
         if of_another and getattr(reader, "holds_code", lambda _: False)(payload):
             raise DeserializationError(
