@@ -40,7 +40,7 @@ import servers
 
 IN_FLIGHT = 32
 POOL = 10
-"""Connections to PostgreSQL, for whoever can have more than one, where many calls are in flight."""
+"""Connections to PostgreSQL where many tasks are in flight; threads share one, as Burr's sync persister has one."""
 
 VARIANTS = 8
 """How many states there are of a size; they differ in their last message, as those of a chat's steps do."""
@@ -131,12 +131,12 @@ class Compared:
         """LangGraph's saver, and what closes it."""
         return None
 
-    def kvpersist_options(self, flight: int) -> dict[str, Any]:
+    def kvpersist_options(self, asynchronous: bool, flight: int) -> dict[str, Any]:
         return self.options
 
     def subjects(self, asynchronous: bool, flight: int, loop: Loop) -> list[Subject]:
         """All that work here with this face."""
-        options = self.kvpersist_options(flight)
+        options = self.kvpersist_options(asynchronous, flight)
         ours: Any = (AsyncPersister if asynchronous else Persister).from_url(self.url, **options)
         keys: Any = (AsyncStore if asynchronous else Store).from_url(self.url, **options)
         found = [
@@ -377,12 +377,12 @@ class PostgreSQL(Compared):
             connection.execute('CREATE TABLE bare (key text COLLATE "C" PRIMARY KEY, value bytea NOT NULL)')
             connection.execute("ALTER TABLE bare ALTER COLUMN value SET STORAGE EXTERNAL")
 
-    def kvpersist_options(self, flight: int) -> dict[str, Any]:
-        return {"pool": POOL} if flight > 1 else {}
+    def kvpersist_options(self, asynchronous: bool, flight: int) -> dict[str, Any]:
+        return {"pool": POOL} if asynchronous and flight > 1 else {}
 
     def driver(self, app: str, asynchronous: bool, flight: int, loop: Loop) -> Driver:
         insert, select = "INSERT INTO bare VALUES (%s, %b)", "SELECT value FROM bare WHERE key = %s"
-        size = POOL if flight > 1 else 1
+        size = POOL if asynchronous and flight > 1 else 1
         last = ""
 
         def parameters(number: int, value: bytes) -> tuple[str, bytes]:
@@ -393,7 +393,7 @@ class PostgreSQL(Compared):
         kind: Any = psycopg_pool.AsyncConnectionPool if asynchronous else psycopg_pool.ConnectionPool
         pool = kind(self.url, min_size=size, max_size=size, kwargs={"autocommit": True}, open=False)
         loop(pool.open(wait=True))
-        one = loop(pool.getconn()) if flight == 1 else None
+        one = loop(pool.getconn()) if size == 1 else None
 
         def execute(statement: str, values: tuple[Any, ...], fetch: bool) -> Any:
             with contextlib.nullcontext(one) if one else pool.connection() as connection:
@@ -430,7 +430,7 @@ class PostgreSQL(Compared):
         from psycopg.rows import dict_row
 
         kwargs: Any = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
-        size = POOL if flight > 1 else 1
+        size = POOL if asynchronous and flight > 1 else 1
         kind: Any = psycopg_pool.AsyncConnectionPool if asynchronous else psycopg_pool.ConnectionPool
         pool = kind(self.url, min_size=size, max_size=size, kwargs=kwargs, open=False)
         loop(pool.open(wait=True))

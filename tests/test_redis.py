@@ -14,7 +14,10 @@ import servers
 from server_contract import ServerContract, SharedStoreContract, state
 from servers import Server, new_redis, unique
 
-from kvpersist import OptionError, Persister, StoreError, StoreUnavailableError
+from kvpersist import OptionError, Persister, Store, StoreError, StoreUnavailableError
+from kvpersist.backends import Page
+from kvpersist.backends.redis import HUGE
+from kvpersist.steps import Step, run
 from kvpersist.testing import BackendContract
 from kvpersist.testing.faces import Face, FaceFixtures
 
@@ -34,6 +37,8 @@ def prefix() -> str:
 
 
 class TestRedis(ServerContract):
+    huge_load = 2  # its name, and what it holds
+
     @pytest.fixture
     def place(self, prefix: str) -> dict[str, Any]:
         return {"prefix": prefix}
@@ -293,6 +298,69 @@ class TestOptions(FaceFixtures):
                     assert 0 < client.pttl(f"{prefix}{{n/p/a/}}{part}") <= 100_000
             other.delete(["n/p/a/1", "n/p/a/2"])
             assert one.scan("", delimiter="/").entries == []
+
+    def test_huge_values_are_in_their_places(self, face: Face, server: Server, prefix: str) -> None:
+        store = face.store(f"redis://127.0.0.1:{server.port}", prefix=prefix)
+        sizes = {f"n/p/a/{number}": size for number, size in enumerate([1, HUGE, HUGE - 1, 0, HUGE + 1])}
+        for key, size in sizes.items():
+            store.put(key, b"x" * size)
+        for limit in range(1, 7):
+            found, after = [], None
+            while True:
+                page = store.scan("n/", limit=limit, values=True, after=after)
+                found += [(key, len(value)) for key, value in page.entries]
+                after = page.after
+                if after is None:
+                    break
+            assert found == list(sizes.items())
+        assert store.scan("n/p/a/").entries == [(key, None) for key in sizes]
+
+    def test_a_huge_value_that_is_deleted_while_it_is_read(self, server: Server, prefix: str) -> None:
+        """Between its name and what it holds: the next one takes its place."""
+        with Store.from_url(f"redis://127.0.0.1:{server.port}", prefix=prefix) as store:
+            for number in range(3):
+                store.put(f"n/p/a/{number}", b"x" * HUGE)
+            answers = 0
+
+            def scanned() -> Step[Page]:
+                nonlocal answers
+                body = store._backend.scan("n/p/a/", limit=1, values=True)
+                answer = None
+                while True:
+                    try:
+                        answer = body.send(answer)
+                    except StopIteration as stop:
+                        return stop.value
+                    answers += 1
+                    if answers == 1:
+                        store.delete(["n/p/a/0"])
+                    answer = yield answer
+
+            page = run(scanned())
+            assert page.entries == [("n/p/a/1", b"x" * HUGE)]
+            assert page.after == "n/p/a/1"
+
+    def test_the_rights_that_the_docs_name_are_enough(self, face: Face, server: Server) -> None:
+        text = (Path(__file__).parent.parent / "docs" / "redis.md").read_text()
+        start = text.index("ACL SETUSER")
+        words = text[start : text.index("\n\n", start)].split()
+        assert words[2:6] == ["app", "on", ">password", "~kvpersist:*"]
+        with redis.Redis(port=server.port) as client:
+            client.execute_command(*words)
+            try:
+                persister = face.persister(f"redis://app:password@127.0.0.1:{server.port}", namespace=unique(), ttl=100)
+                for number, size in enumerate([1, HUGE, 1]):
+                    persister.save("p", "a", number, "step", state("x" * size), "failed")
+                    persister.save("p", "a", number, "step", state("y" * size), "completed")
+                    assert persister.load("p", "a")["state"]["n"] == "y" * size
+                assert persister.load("p", "a", 1)["sequence_id"] == 1
+                assert persister.list_app_ids("p") == ["a"]
+                assert persister.rewind("p", "a", 1) == 1
+                assert persister.prune("p", keep_last=1) > 0
+                assert persister.delete_app("p", "a") > 0
+                assert persister.list_app_ids("p") == []
+            finally:
+                client.execute_command("ACL", "DELUSER", "app")
 
     def test_no_limit_is_too_much_for_a_script(self, face: Face, server: Server, prefix: str) -> None:
         store = face.store(f"redis://127.0.0.1:{server.port}", prefix=prefix)

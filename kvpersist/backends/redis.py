@@ -62,6 +62,9 @@ DEPTH: Final = 3
 REGISTERED: Final = b"1"
 LARGE: Final = 100_000
 """From how many bytes on a value is written by a transaction, which costs more commands, and copies less."""
+HUGE: Final = 500_000
+"""From how many bytes on a value is read by a command of its own: Lua hashes what a script hands over, a byte in 1 ns,
+and the server does nothing else meanwhile."""
 
 
 class _Script(NamedTuple):
@@ -175,11 +178,16 @@ return {won, state}
     above=True,
 )
 
-# Names in order from the first bound to the second, with their values where asked for.
+# Names in order from the first bound to the second, with their values of less than a size; 0 is without values.
 _SCAN = _script("""
 local names = redis.call('ZRANGEBYLEX', KEYS[2], ARGV[1], ARGV[2], 'LIMIT', 0, ARGV[3])
-if ARGV[4] == '0' or #names == 0 then return {names} end
-return {names, redis.call('HMGET', KEYS[1], unpack(names))}
+local size = tonumber(ARGV[4])
+if size == 0 then return {names} end
+local values = {}
+for number, name in ipairs(names) do
+  values[number] = redis.call('HSTRLEN', KEYS[1], name) < size and redis.call('HGET', KEYS[1], name)
+end
+return {names, values}
 """)
 
 # The same, where all that shares the text before the next "/" is one entry; the search for it starts at a position.
@@ -399,14 +407,19 @@ class RedisBackend(Backend):
         first, last = _bounds(folder, start, end)
         while len(entries) < limit:
             wanted = limit - len(entries)
-            found = yield from self._run(_SCAN, folder, first, last, wanted, int(values))
+            found = yield from self._run(_SCAN, folder, first, last, wanted, HUGE if values else 0)
             names = [name.decode() for name in found[0]]
-            for name, value in zip(names, found[1] if values and names else [None] * len(names), strict=True):
+            known = dict(zip(names, found[1], strict=True)) if values else {}
+            huge = [name for name, value in known.items() if value is None and not name.endswith("/")]
+            if huge:
+                known.update(zip(huge, (yield from self._command("HMGET", self._keys(folder)[0], *huge)), strict=True))
+            for name in names:
                 if len(entries) == limit:
                     return
+                value = known.get(name)
                 if name.endswith("/"):
                     yield from self._walk(folder + name, start, end, limit, values, entries)
-                else:
+                elif value is not None or not values:  # else it was deleted meanwhile
                     entries.append((folder + name, value))
             if len(names) < wanted:
                 return
@@ -420,8 +433,7 @@ class RedisBackend(Backend):
             (names,) = yield from self._run(_FOLDERS, folder, first, last, limit, stem)
             return names
         while True:
-            found = yield from self._run(_SCAN, folder, first, last, limit, 1)
-            names, tokens = found if len(found) == 2 else (found[0], [])
+            names, tokens = yield from self._run(_SCAN, folder, first, last, limit, HUGE)
             expired = []
             for name, token in zip(names, tokens, strict=True):
                 may_expire = name.endswith(b"/") and (self._ttl or token.startswith(b"ttl:"))
