@@ -19,7 +19,7 @@ from psycopg.sql import SQL, Identifier
 from server_contract import ServerContract, SharedStoreContract, state
 from servers import Server, new_pgbouncer, new_postgresql, unique
 
-from kvpersist import AsyncStore, ConflictError, OptionError, Persister, Store, StoreError
+from kvpersist import AsyncStore, ClosedError, ConflictError, OptionError, Persister, Store, StoreError
 from kvpersist.testing.faces import Face, FaceFixtures
 
 
@@ -378,6 +378,21 @@ class TestConnections(FaceFixtures):
                         await store.get("a/b")
                     await _others_are_heard(server)
                     assert await store.get("a/b") == b"x"
+
+        asyncio.run(main())
+
+    def test_closing_ends_what_waits(self, url: str) -> None:
+        async def main() -> None:
+            table = unique()
+            store = AsyncStore.from_url(url, table=table)
+            await store.put("a/b", b"x")
+            with psycopg.connect(url) as connection:
+                connection.execute(SQL("LOCK TABLE {}").format(Identifier(table)))
+                reading = asyncio.ensure_future(store.get("a/b"))
+                await asyncio.sleep(0.1)
+                await store.close()
+                with pytest.raises((StoreError, ClosedError)):
+                    await asyncio.wait_for(reading, 5)
 
         asyncio.run(main())
 

@@ -152,21 +152,23 @@ class _Socket:
             self._deadline = math.inf
 
     def leave(self) -> None:
-        """Let the loop forget it, until the next wait."""
+        """Let the loop forget it, until the next wait; who waits now finds that the connection is closed."""
         loop, self._loop = self._loop, None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if loop is not None and not loop.is_closed():
             loop.remove_reader(self._fileno)
+            self._wake(READ)
 
     def _wake(self, ready: int) -> None:
-        if self._waiter is None:
-            if self._is_unread:  # the server has closed it, or has something to say that nobody asked for
-                self.leave()
-            self._is_unread = True  # or the loop saw it twice before the one that waited came to read
-        elif not self._waiter.done():
-            self._waiter.set_result(ready)
+        if self._waiter is not None:
+            if not self._waiter.done():
+                self._waiter.set_result(ready)
+        elif not self._is_unread:
+            self._is_unread = True  # the loop saw it once more before the one that waited came to read
+        else:
+            self.leave()  # the server has closed it, or has something to say that nobody asked for
 
     def _expire(self) -> None:
         """The one timer has come to its end, and most often another wait has begun since it was set."""
