@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import hashlib
 import math
+import socket
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
@@ -72,17 +73,21 @@ class _Connection(psycopg.Connection[Any]):
 class _AsyncConnection(psycopg.AsyncConnection[Any]):
     """The async twin of `_Connection`, whose socket stays with the event loop from one wait to the next.
 
-    psycopg enters and removes it for each wait, which takes about as long as the rest of a statement.
+    psycopg enters and removes it for each wait, which takes about as long as the rest of a statement.  Other loops than
+    asyncio's own may hear no more of a socket after an error (uvloop does not), so there it is left to psycopg.
     """
 
     answer_timeout: float | None = None
     _socket: _Socket | None = None
 
     async def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        timeout = self.answer_timeout if timeout is None else timeout
         if self._socket is None:
+            if not isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
+                return await super().wait(gen, interval, timeout)
             self._socket = _Socket(self.pgconn.socket)
         try:
-            return await self._socket.finish(gen, self.answer_timeout if timeout is None else timeout)
+            return await self._socket.finish(gen, timeout)
         except (asyncio.CancelledError, KeyboardInterrupt) as error:
             self._socket.leave()
             return await super().wait(_Interrupted(gen, error), interval)  # type: ignore[arg-type]
@@ -107,13 +112,14 @@ class _AsyncConnection(psycopg.AsyncConnection[Any]):
 class _Socket:
     """A connection's socket, which an event loop watches.
 
-    It does not know the connection, which could not be collected otherwise.  It has to leave before the file descriptor
-    is closed, or right after: the loop would take the next file of this number for it.
+    The loop gets a duplicate: libpq may close its own at any time, and a loop that still watched that number would
+    take the next file that gets it for this one.  It does not know the connection, which could not be collected then.
     """
 
     def __init__(self, fileno: int) -> None:
         self._fileno = fileno
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._twin: socket.socket | None = None
         self._waiter: asyncio.Future[int] | None = None
         self._is_unread = False
         self._deadline = math.inf
@@ -123,10 +129,11 @@ class _Socket:
         """What a generator of psycopg's returns in the end, which yields what it waits for."""
         try:
             waits_for = next(gen)  # raises where the connection is closed, whose number is another's by now
-            loop = self._loop
-            if loop is None:
+            loop, twin = self._loop, self._twin
+            if loop is None or twin is None:
                 loop = self._loop = asyncio.get_running_loop()
-                loop.add_reader(self._fileno, self._wake, READ)
+                twin = self._twin = socket.fromfd(self._fileno, socket.AF_INET, socket.SOCK_STREAM)
+                loop.add_reader(twin, self._wake, READ)
             if timeout is not None:
                 self._deadline = loop.time() + timeout
                 if self._timer is not None and self._timer.when() > self._deadline:
@@ -138,13 +145,13 @@ class _Socket:
                 self._waiter = loop.create_future()
                 self._is_unread = False
                 if waits_for & WRITE:
-                    loop.add_writer(self._fileno, self._wake, WRITE)
+                    loop.add_writer(twin, self._wake, WRITE)
                 try:
                     ready = await self._waiter
                 finally:
                     self._waiter = None
-                    if waits_for & WRITE:
-                        loop.remove_writer(self._fileno)
+                    if waits_for & WRITE and self._twin is twin:
+                        loop.remove_writer(twin)
                 waits_for = gen.send(ready)
         except StopIteration as stop:
             return stop.value
@@ -154,12 +161,17 @@ class _Socket:
     def leave(self) -> None:
         """Let the loop forget it, until the next wait; who waits now finds that the connection is closed."""
         loop, self._loop = self._loop, None
+        twin, self._twin = self._twin, None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if loop is not None and not loop.is_closed():
-            loop.remove_reader(self._fileno)
-            self._wake(READ)
+        if loop is not None and twin is not None:
+            if not loop.is_closed():
+                loop.remove_reader(twin)
+                loop.remove_writer(twin)
+                if self._waiter is not None:
+                    self._wake(READ)
+            twin.close()
 
     def _wake(self, ready: int) -> None:
         if self._waiter is not None:
@@ -605,5 +617,6 @@ def _check_autocommit(connection: Any) -> None:
 
 def _abandon(client: Any) -> None:
     # The loop is gone, and with it what could close a pool; a connection needs no loop to go.
-    if isinstance(client, psycopg.AsyncConnection):
+    if isinstance(client, _AsyncConnection):
+        client._leave()
         client.pgconn.finish()
