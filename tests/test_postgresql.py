@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
+import resource
 import selectors
 import struct
 import time
@@ -306,6 +308,55 @@ class TestConnections(FaceFixtures):
                 assert persister.load("p", "a")["sequence_id"] == number  # type: ignore[index]
                 connection.execute("DEALLOCATE ALL")
 
+    def test_a_pool_whose_connections_forget_what_was_prepared(self, url: str) -> None:
+        def forget(connection: Any) -> None:
+            connection.execute("DISCARD ALL")
+
+        with (
+            psycopg_pool.ConnectionPool(url, min_size=3, reset=forget, kwargs={"autocommit": True}) as pool,
+            Store.from_client(pool, table=unique()) as store,
+        ):
+            for number in range(20):
+                assert store.put(f"a/{number}", b"x", "create") is True
+
+    def test_the_caller_decides_what_is_prepared(self, url: str) -> None:
+        with (
+            psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection,
+            Store.from_client(connection, table=unique()) as store,
+        ):
+            for number in range(3):
+                store.put(f"a/{number}", b"x")
+            assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+
+    def test_nothing_fails_that_would_end_a_transaction_of_the_callers(self, url: str) -> None:
+        with (
+            psycopg.connect(url, autocommit=True) as connection,
+            Store.from_client(connection, table=unique()) as store,
+        ):
+            store.put("a/1", b"x")
+            connection.execute("DEALLOCATE ALL")
+            with connection.transaction():
+                store.put("a/2", b"y")
+                store.put("a/3", b"z", "create")
+            assert [key for key, _ in store.scan("a/").entries] == ["a/1", "a/2", "a/3"]
+
+    def test_pipeline_mode_is_refused(self, url: str) -> None:
+        with (
+            psycopg.connect(url, autocommit=True) as connection,
+            Store.from_client(connection, table=unique()) as store,
+        ):
+            store.put("a/1", b"x")
+            with connection.pipeline(), pytest.raises(OptionError, match="pipeline mode"):
+                store.put("a/2", b"y")
+            assert store.get("a/2") is None
+
+    def test_another_encoding(self, face: Face, url: str) -> None:
+        for table in (f"käse{unique()}", unique()):
+            store = face.store(url, table=table, client_encoding="latin1")
+            store.put("a/b", b"x")
+            assert store.get("a/b") == b"x"
+            assert face.store(url, table=table).get("a/b") == b"x"
+
     def test_no_connection_prepares_without_end(self, url: str) -> None:
         with psycopg.connect(url, autocommit=True) as connection:
             with Store.from_client(connection, table=unique()) as store:
@@ -393,6 +444,80 @@ class TestConnections(FaceFixtures):
                 await store.close()
                 with pytest.raises((StoreError, ClosedError)):
                     await asyncio.wait_for(reading, 5)
+
+        asyncio.run(main())
+
+    def test_closing_on_another_loop_ends_what_waits(self, url: str) -> None:
+        table = unique()
+        store = AsyncStore.from_url(url, table=table)
+
+        async def read() -> None:
+            assert await store.get("a/b") == b"x"
+            with psycopg.connect(url) as connection:
+                connection.execute(SQL("LOCK TABLE {}").format(Identifier(table)))
+                reading = asyncio.ensure_future(store.get("a/b"))
+                await asyncio.sleep(0.1)
+                threads.submit(asyncio.run, store.close())
+                with pytest.raises((StoreError, ClosedError)):
+                    await asyncio.wait_for(reading, 5)
+
+        with ThreadPoolExecutor(1) as threads:
+            asyncio.run(store.put("a/b", b"x"))
+            asyncio.run(read())
+
+    def test_a_call_that_is_closed_leaves_a_store_that_works(self, url: str) -> None:
+        async def main() -> None:
+            table = unique()
+            async with AsyncStore.from_url(url, table=table) as store:
+                await store.put("a/b", b"x")
+                with psycopg.connect(url) as connection:
+                    connection.execute(SQL("LOCK TABLE {}").format(Identifier(table)))
+                    reading = store.get("a/b")
+                    reading.send(None)
+                    reading.close()
+                for _ in range(3):
+                    assert await store.get("a/b") == b"x"
+
+        asyncio.run(main())
+
+    def test_a_process_without_a_file_descriptor_left(self, url: str) -> None:
+        async def main() -> None:
+            async with AsyncStore.from_url(url, table=unique()) as store:
+                await store.put("a/b", b"x")
+                cancelled = asyncio.ensure_future(store.get("a/b"))
+                await asyncio.sleep(0)
+                cancelled.cancel()
+                await asyncio.wait([cancelled])
+                limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+                with os.scandir("/proc/self/fd") as files:
+                    used = max(int(each.name) for each in files)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, limits[1]))
+                taken = []
+                try:
+                    with contextlib.suppress(OSError):
+                        while True:
+                            taken.append(os.dup(0))
+                    assert await store.get("a/b") == b"x"
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                    for each in taken:
+                        os.close(each)
+                assert await store.get("a/b") == b"x"
+
+        asyncio.run(main())
+
+    def test_a_child_that_lets_go_does_not_deafen_its_parent(self, url: str) -> None:
+        async def main() -> None:
+            stores = [AsyncStore.from_url(url, table=unique(), timeout=5)]
+            await stores[0].put("a/b", b"x")
+            child = os.fork()
+            if child == 0:
+                stores.clear()
+                gc.collect()
+                os._exit(0)
+            await asyncio.to_thread(os.waitpid, child, 0)
+            assert await stores[0].get("a/b") == b"x"
+            await stores[0].close()
 
         asyncio.run(main())
 

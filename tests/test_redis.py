@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,17 @@ class TestOptions(FaceFixtures):
             page = run(scanned())
             assert page.entries == [("n/p/a/1", b"x" * HUGE)]
             assert page.after == "n/p/a/1"
+
+    def test_as_many_connections_as_threads_are_enough(self, face: Face, server: Server, prefix: str) -> None:
+        store = face.store(f"redis://127.0.0.1:{server.port}", prefix=prefix, max_connections=2)
+        store.put("n/p/a/0", b"x")
+        with ThreadPoolExecutor(2) as threads:
+            for _ in range(5):
+                puts = [(f"n/p/a/{number}", b"x" * HUGE, "overwrite") for number in range(2)]
+                if face.asynchronous:
+                    assert face.at_once(store, "put", puts) == [True] * 2
+                else:
+                    assert list(threads.map(lambda put: store.put(*put), puts)) == [True] * 2
 
     def test_the_rights_that_the_docs_name_are_enough(self, face: Face, server: Server) -> None:
         text = (Path(__file__).parent.parent / "docs" / "redis.md").read_text()

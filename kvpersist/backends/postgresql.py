@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import hashlib
 import math
+import os
 import socket
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import lru_cache
@@ -31,7 +32,7 @@ try:
     import psycopg_pool
     from psycopg.conninfo import make_conninfo
     from psycopg.generators import execute
-    from psycopg.pq import ConnStatus, ExecStatus
+    from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
     from psycopg.rows import tuple_row
     from psycopg.sql import Identifier
     from psycopg.waiting import Ready
@@ -83,9 +84,9 @@ class _AsyncConnection(psycopg.AsyncConnection[Any]):
     async def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         timeout = self.answer_timeout if timeout is None else timeout
         if self._socket is None:
-            if not isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
-                return await super().wait(gen, interval, timeout)
-            self._socket = _Socket(self.pgconn.socket)
+            self._socket = _Socket()
+        if not self._socket.enter(self.pgconn.socket):
+            return await super().wait(gen, interval, timeout)
         try:
             return await self._socket.finish(gen, timeout)
         except (asyncio.CancelledError, KeyboardInterrupt) as error:
@@ -116,24 +117,36 @@ class _Socket:
     take the next file that gets it for this one.  It does not know the connection, which could not be collected then.
     """
 
-    def __init__(self, fileno: int) -> None:
-        self._fileno = fileno
+    def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._twin: socket.socket | None = None
+        self._pid = 0
         self._waiter: asyncio.Future[int] | None = None
         self._is_unread = False
         self._deadline = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
+    def enter(self, fileno: int) -> bool:
+        """Have the running loop watch the socket; says whether it does."""
+        if self._loop is None:
+            loop = asyncio.get_running_loop()
+            if not isinstance(loop, asyncio.SelectorEventLoop):
+                return False
+            try:
+                self._twin = socket.fromfd(fileno, socket.AF_INET, socket.SOCK_STREAM)
+            except OSError:  # this process may open no more files
+                return False
+            loop.add_reader(self._twin, self._wake, READ)
+            self._loop, self._pid = loop, os.getpid()
+        return True
+
     async def finish(self, gen: Any, timeout: float | None) -> Any:
         """What a generator of psycopg's returns in the end, which yields what it waits for."""
+        loop, twin = self._loop, self._twin
+        assert loop is not None
+        assert twin is not None
         try:
-            waits_for = next(gen)  # raises where the connection is closed, whose number is another's by now
-            loop, twin = self._loop, self._twin
-            if loop is None or twin is None:
-                loop = self._loop = asyncio.get_running_loop()
-                twin = self._twin = socket.fromfd(self._fileno, socket.AF_INET, socket.SOCK_STREAM)
-                loop.add_reader(twin, self._wake, READ)
+            waits_for = next(gen)
             if timeout is not None:
                 self._deadline = loop.time() + timeout
                 if self._timer is not None and self._timer.when() > self._deadline:
@@ -152,6 +165,8 @@ class _Socket:
                     self._waiter = None
                     if waits_for & WRITE and self._twin is twin:
                         loop.remove_writer(twin)
+                if self._twin is not twin:
+                    raise psycopg.OperationalError("the connection was closed meanwhile")
                 waits_for = gen.send(ready)
         except StopIteration as stop:
             return stop.value
@@ -165,13 +180,15 @@ class _Socket:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if loop is not None and twin is not None:
-            if not loop.is_closed():
-                loop.remove_reader(twin)
-                loop.remove_writer(twin)
-                if self._waiter is not None:
-                    self._wake(READ)
-            twin.close()
+        if twin is None:
+            return
+        # In a child the loop's selector is the parent's: what is removed there is deaf here.
+        if loop is not None and not loop.is_closed() and self._pid == os.getpid():
+            loop.remove_reader(twin)
+            loop.remove_writer(twin)
+            if self._waiter is not None:
+                loop.call_soon_threadsafe(self._wake, READ)  # the loop may be another thread's
+        twin.close()
 
     def _wake(self, ready: int) -> None:
         if self._waiter is not None:
@@ -414,13 +431,13 @@ class PostgreSQLBackend(Backend):
     def _run(self, through: Callable[..., Step[list[Any]]], statement: Any, parameters: Any) -> Step[list[Any]]:
         """The one place where statements run.
 
-        A connection that the server has closed is noticed when it is used, and so is a statement that somebody has
-        deallocated.  Every operation may be done twice, so it is done again.
+        A connection that the server has closed is noticed when it is used.  Every operation may be done twice, so it
+        is done again on a new one.
         """
         try:
             try:
                 return (yield from self._run_once(through, statement, parameters))
-            except (_Broken, psycopg.errors.InvalidSqlStatementName):
+            except _Broken:
                 return (yield from self._run_once(through, statement, parameters))
         except _Broken as broken:
             raise self._translated(broken.error) from broken.error
@@ -438,12 +455,17 @@ class PostgreSQLBackend(Backend):
             if not self._table_is_there and not self.read_only:
                 yield from self._make_table(connection)
             rows = yield from through(connection, statement, parameters)
-        except GeneratorExit:  # nothing can be waited for any more
-            raise
         except BaseException as error:
+            # The answer may still come, and would be taken for another's.
+            is_waiting = connection.pgconn.transaction_status == TransactionStatus.ACTIVE
+            if isinstance(error, GeneratorExit):  # nothing can be waited for any more
+                if is_waiting and connection is client and not isinstance(self._clients, GivenClient):
+                    self._clients.drop(client)
+                    _abandon(client)
+                raise
             is_late = isinstance(error, psycopg.errors._WaitTimeout)
-            if is_late and not isinstance(self._clients, GivenClient):
-                yield connection.close()  # the answer may still come, and would be taken for another's
+            if (is_late or is_waiting) and not isinstance(self._clients, GivenClient):
+                yield connection.close()
             if self._pool:
                 yield client.putconn(connection)
             elif connection.closed:
@@ -464,12 +486,11 @@ class PostgreSQLBackend(Backend):
         return rows
 
     def _through_libpq(self, connection: Any, statement: _Statement, parameters: tuple[bytes, ...]) -> Step[list[Any]]:
+        if connection.pgconn.pipeline_status:
+            raise OptionError("the connection is in pipeline mode, in which nothing is answered; leave it first")
         yield connection.lock.acquire()
         try:
             result = yield connection.wait(_query(connection, statement, parameters, prepare=self._prepare))
-        except psycopg.errors.InvalidSqlStatementName:  # somebody has deallocated what was prepared
-            _prepared.pop(connection, None)
-            raise
         finally:
             connection.lock.release()
         value, columns = result.get_value, range(result.nfields)
@@ -568,19 +589,28 @@ def _query(
     sql, name, types = statement
     pgconn = connection.pgconn
     binary = (1,) * len(types)
+    if not sql.isascii():
+        sql = sql.decode().encode(connection.info.encoding)
     prepared: set[bytes] | None = _prepared.get(connection)
     if prepared is None:
         prepared = _prepared[connection] = set()
-    if prepare and name not in prepared and len(prepared) < MOST_PREPARED:
-        pgconn.send_prepare(name, sql, types)
-        # A task that was cancelled here may have prepared it; what has this name is this statement.
-        with contextlib.suppress(psycopg.errors.DuplicatePreparedStatement):
-            _checked((yield from execute(pgconn)))
-        prepared.add(name)
-    if name in prepared:
-        pgconn.send_query_prepared(name, parameters, binary, 1)
-    else:
-        pgconn.send_query_params(sql, parameters, types, binary, 1)
+    # What fails in a transaction of the caller's would end it.
+    if prepare and not pgconn.transaction_status and connection.prepare_threshold is not None:
+        if name in prepared:
+            pgconn.send_query_prepared(name, parameters, binary, 1)
+            try:
+                return _checked((yield from execute(pgconn)))
+            except psycopg.errors.InvalidSqlStatementName:  # somebody has deallocated it
+                prepared.discard(name)
+        if len(prepared) < MOST_PREPARED:
+            pgconn.send_prepare(name, sql, types)
+            # A task that was cancelled here may have prepared it; what has this name is this statement.
+            with contextlib.suppress(psycopg.errors.DuplicatePreparedStatement):
+                _checked((yield from execute(pgconn)))
+            prepared.add(name)
+            pgconn.send_query_prepared(name, parameters, binary, 1)
+            return _checked((yield from execute(pgconn)))
+    pgconn.send_query_params(sql, parameters, types, binary, 1)
     return _checked((yield from execute(pgconn)))
 
 

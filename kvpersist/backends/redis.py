@@ -599,7 +599,8 @@ class RedisBackend(Backend):
                 pool.connection_class(**pool.connection_kwargs)  # not connected, but raises for an unknown option
                 return _Client(
                     module.Redis.from_pool(pool),
-                    keeps_one=pool.max_connections > 1,
+                    # The sync pool refuses who comes when all of few are in use.
+                    keeps_one=pool.max_connections > (1 if self.asynchronous else 2**31 - 1),
                     seconds=self._timeout if self.asynchronous else None,
                 )
             login, at, listed = urlsplit(self.url).netloc.rpartition("@")
