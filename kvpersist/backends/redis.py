@@ -666,7 +666,7 @@ class _Client:
         self._is_clean = True
         self._in_use = threading.Lock()
         if not keeps_one:
-            self._in_use.acquire()
+            self._in_use.acquire()  # for ever
 
     def execute(self, command: tuple[Any, ...]) -> Step[Any]:
         """Send a command; values come as bytes, also where the client was made to decode."""
