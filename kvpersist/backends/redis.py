@@ -26,7 +26,6 @@ has another token and keeps its name.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import sys
 import threading
@@ -713,8 +712,12 @@ class _AsyncPool(redis.asyncio.BlockingConnectionPool):
 
     async def get_connection(self, *ignored: Any, **deprecated: Any) -> Any:
         if not self._waiting and self.can_get_connection():
-            with contextlib.suppress(redis.exceptions.MaxConnectionsError):  # somebody else was faster
+            try:
                 return await redis.asyncio.ConnectionPool.get_connection(self)  # type: ignore[no-untyped-call]
+            except redis.ConnectionError:
+                if self.can_get_connection():
+                    raise
+                # Somebody else was faster.  Redis-py has an exception for that from version 8 on only.
         self._waiting += 1
         try:
             return await super().get_connection()  # type: ignore[no-untyped-call]
