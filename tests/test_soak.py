@@ -262,7 +262,8 @@ def test_a_small_soak_of_every_store(tmp_path: Path) -> None:
 
 
 def test_a_soak_of_a_store_that_forgets_fails(tmp_path: Path) -> None:
-    code, stores, text = soak(tmp_path, "forgetful", "--minutes", "0.1", "--round", "5")
+    # So long that each kind of fault comes at least once, in whatever order.
+    code, stores, text = soak(tmp_path, "forgetful", "--minutes", "0.25", "--round", "15")
     assert code == 1, text
     assert any("passed over" in each or "read None" in each for each in stores["forgetful"]["violations"])
     assert (tmp_path / "forgetful-round-0").is_dir()
