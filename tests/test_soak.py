@@ -250,7 +250,7 @@ def soak(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
 
 
 def test_a_small_soak_of_every_store(tmp_path: Path) -> None:
-    code, stores, text = soak(tmp_path, "--minutes", "0.05", "--round", "4")
+    code, stores, text = soak(tmp_path, "--minutes", "0.1", "--round", "6")
     assert code == 0, text
     assert list(stores) == list(STORES)
     for name, report in stores.items():
