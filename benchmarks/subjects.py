@@ -378,11 +378,16 @@ class PostgreSQL(Compared):
             connection.execute("ALTER TABLE bare ALTER COLUMN value SET STORAGE EXTERNAL")
 
     def kvpersist_options(self, asynchronous: bool, flight: int) -> dict[str, Any]:
-        return {"pool": POOL} if asynchronous and flight > 1 else {}
+        size = self.connections(asynchronous, flight)
+        return {"pool": size} if size > 1 else {}
+
+    def connections(self, asynchronous: bool, flight: int) -> int:
+        """How many there are for each subject."""
+        return POOL if asynchronous and flight > 1 else 1
 
     def driver(self, app: str, asynchronous: bool, flight: int, loop: Loop) -> Driver:
         insert, select = "INSERT INTO bare VALUES (%s, %b)", "SELECT value FROM bare WHERE key = %s"
-        size = POOL if asynchronous and flight > 1 else 1
+        size = self.connections(asynchronous, flight)
         last = ""
 
         def parameters(number: int, value: bytes) -> tuple[str, bytes]:
@@ -430,7 +435,7 @@ class PostgreSQL(Compared):
         from psycopg.rows import dict_row
 
         kwargs: Any = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
-        size = POOL if asynchronous and flight > 1 else 1
+        size = self.connections(asynchronous, flight)
         kind: Any = psycopg_pool.AsyncConnectionPool if asynchronous else psycopg_pool.ConnectionPool
         pool = kind(self.url, min_size=size, max_size=size, kwargs=kwargs, open=False)
         loop(pool.open(wait=True))

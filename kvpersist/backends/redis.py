@@ -411,7 +411,7 @@ class RedisBackend(Backend):
             known = dict(zip(names, found[1], strict=True)) if values else {}
             huge = [name for name, value in known.items() if value is None and not name.endswith("/")]
             if huge:
-                known.update(zip(huge, (yield from self._command("HMGET", self._keys(folder)[0], *huge)), strict=True))
+                known.update(zip(huge, (yield from self.get_many([folder + name for name in huge])), strict=True))
             for name in names:
                 if len(entries) == limit:
                     return
